@@ -1,0 +1,2 @@
+//! The binary `understudy`.
+fn main() {}
