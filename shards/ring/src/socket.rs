@@ -1,0 +1,113 @@
+//! Stream sockets: TCP, and Unix for those who listen.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+pub use crate::driver::Address;
+use crate::executor::with_current;
+use crate::memory::{Gather, Lease};
+use crate::op::{Handle, Op, perform};
+
+/// A connected stream; cheap to clone. Closes with its last clone and its last operation.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    handle: Rc<Handle>,
+}
+
+impl Stream {
+    /// Connects by TCP, with `TCP_NODELAY`.
+    ///
+    /// # Errors
+    /// As `connect(2)`. There is no time limit of its own: wrap it in [`crate::timeout`].
+    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+        let number = perform(Op::Connect { address }).await.result?;
+        Ok(Self { handle: Handle::adopt(number.cast_signed()) })
+    }
+
+    /// Receives into the leases in order and gives them back. 0 is the end of the stream.
+    /// With `all`, waits until they are full.
+    ///
+    /// # Errors
+    /// As `recvmsg(2)`.
+    pub async fn receive(
+        &self,
+        into: [Option<Lease>; 2],
+        all: bool,
+    ) -> (io::Result<usize>, [Option<Lease>; 2]) {
+        let op = Op::Receive { socket: Rc::clone(&self.handle), into, all };
+        let done = perform(op).await;
+        match done.op {
+            Some(Op::Receive { into, .. }) => (done.result.map(|bytes| bytes as usize), into),
+            other => unreachable!("a receive came back as {other:?}"),
+        }
+    }
+
+    /// Sends; may be short.
+    ///
+    /// # Errors
+    /// As `sendmsg(2)`.
+    pub async fn send(&self, from: Gather) -> io::Result<usize> {
+        let op = Op::Send { socket: Rc::clone(&self.handle), from };
+        perform(op).await.result.map(|bytes| bytes as usize)
+    }
+
+    /// Sends everything.
+    ///
+    /// # Errors
+    /// As `sendmsg(2)`; `WriteZero` if the peer takes nothing more.
+    pub async fn send_all(&self, mut from: Gather) -> io::Result<()> {
+        while !from.is_empty() {
+            let mut sent = self.send(from.clone()).await?;
+            if sent == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            while let Some(first) = from.first() {
+                if sent < first.len() {
+                    from[0] = first.slice(sent..first.len());
+                    break;
+                }
+                sent -= first.len();
+                from.remove(0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the stream both ways; operations in flight complete.
+    pub fn shutdown(&self) {
+        with_current(|executor| executor.shutdown(self.handle.number()));
+    }
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    handle: Rc<Handle>,
+    address: Address,
+}
+
+impl Listener {
+    /// Listens; port 0 lets the system choose.
+    ///
+    /// # Errors
+    /// As `bind(2)`.
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        let (number, address) = with_current(|executor| executor.listen(address))?;
+        Ok(Self { handle: Handle::adopt(number), address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// As `accept(2)`.
+    pub async fn accept(&self) -> io::Result<Stream> {
+        let number = perform(Op::Accept { socket: Rc::clone(&self.handle) }).await.result?;
+        Ok(Stream { handle: Handle::adopt(number.cast_signed()) })
+    }
+}

@@ -1,0 +1,176 @@
+//! System calls the ring does not make for us: sockets' set-up, the bell, file system questions.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::driver::Address;
+
+const BACKLOG: i32 = 1024;
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+pub fn event_descriptor() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers; the descriptor it returns is ours alone.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC))?)) }
+}
+
+/// Adds one to the eventfd. It can only fail when the count is full: then it is ringing already.
+pub fn ring_bell(bell: &OwnedFd) {
+    let one = 1u64;
+    // SAFETY: writes 8 bytes from a live local.
+    unsafe { libc::write(bell.as_raw_fd(), (&raw const one).cast(), 8) };
+}
+
+pub fn monotonic_nanos() -> u64 {
+    // SAFETY: fills the local it is given; the clock always exists.
+    let time = unsafe {
+        let mut time: libc::timespec = zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
+        time
+    };
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
+pub fn sync_filesystem(file: &File) -> io::Result<()> {
+    // SAFETY: takes a live descriptor and no pointers.
+    check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
+}
+
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a terminated string and a structure to fill, both alive for the call.
+    let stat = unsafe {
+        let mut stat: libc::statvfs = zeroed();
+        check(libc::statvfs(path.as_ptr(), &mut stat))?;
+        stat
+    };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+pub fn processor_set(cores: &[usize]) -> libc::cpu_set_t {
+    // SAFETY: a plain structure for which all zeros is the empty set; CPU_SET checks its index.
+    unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        for core in cores {
+            libc::CPU_SET(*core, &mut set);
+        }
+        set
+    }
+}
+
+/// A TCP socket for `address`'s family, with `TCP_NODELAY`.
+pub fn stream_socket(address: &SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let socket = socket(family)?;
+    set_no_delay(socket.as_raw_fd());
+    Ok(socket)
+}
+
+fn socket(family: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers; the descriptor it returns is ours alone.
+    unsafe {
+        let number = check(libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?;
+        Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
+/// A socket that cannot do without delay (a Unix socket) is left as it is.
+pub fn set_no_delay(socket: RawFd) {
+    let _ = set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY);
+}
+
+fn set_option(socket: RawFd, level: i32, option: i32) -> io::Result<()> {
+    let one = 1i32;
+    let len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: reads `len` bytes from a live local.
+    check(unsafe { libc::setsockopt(socket, level, option, (&raw const one).cast(), len) })
+        .map(drop)
+}
+
+/// Writes a socket address in the kernel's form; its length.
+pub fn write_address(
+    address: &SocketAddr,
+    storage: &mut libc::sockaddr_storage,
+) -> libc::socklen_t {
+    match address {
+        SocketAddr::V4(v4) => {
+            let form = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: `sockaddr_storage` is made to hold every socket address form.
+            unsafe { (&raw mut *storage).cast::<libc::sockaddr_in>().write(form) };
+            size_of::<libc::sockaddr_in>() as libc::socklen_t
+        }
+        SocketAddr::V6(v6) => {
+            let form = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            };
+            // SAFETY: `sockaddr_storage` is made to hold every socket address form.
+            unsafe { (&raw mut *storage).cast::<libc::sockaddr_in6>().write(form) };
+            size_of::<libc::sockaddr_in6>() as libc::socklen_t
+        }
+    }
+}
+
+fn read_address(storage: &libc::sockaddr_storage) -> io::Result<SocketAddr> {
+    let pointer = &raw const *storage;
+    match i32::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says which form the storage holds.
+            let form = unsafe { pointer.cast::<libc::sockaddr_in>().read() };
+            let ip = Ipv4Addr::from(form.sin_addr.s_addr.to_ne_bytes());
+            Ok(SocketAddrV4::new(ip, u16::from_be(form.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: the family says which form the storage holds.
+            let form = unsafe { pointer.cast::<libc::sockaddr_in6>().read() };
+            let ip = Ipv6Addr::from(form.sin6_addr.s6_addr);
+            Ok(SocketAddrV6::new(ip, u16::from_be(form.sin6_port), 0, form.sin6_scope_id).into())
+        }
+        family => Err(io::Error::other(format!("address family {family}"))),
+    }
+}
+
+/// Binds and listens; where it listens then.
+pub fn listen(address: &Address) -> io::Result<(RawFd, Address)> {
+    match address {
+        Address::Unix(path) => {
+            let listener = std::os::unix::net::UnixListener::bind(path)?;
+            Ok((listener.into_raw_fd(), address.clone()))
+        }
+        Address::Tcp(address) => {
+            let socket = stream_socket(address)?;
+            let number = socket.as_raw_fd();
+            set_option(number, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+            // SAFETY: a plain structure for which all zeros is valid.
+            let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
+            let mut len = write_address(address, &mut storage);
+            let pointer = (&raw mut storage).cast();
+            // SAFETY: the storage is alive and `len` is the length of the form in it.
+            check(unsafe { libc::bind(number, pointer, len) })?;
+            // SAFETY: takes a live descriptor and no pointers.
+            check(unsafe { libc::listen(number, BACKLOG) })?;
+            len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            // SAFETY: fills at most `len` bytes of the live storage.
+            check(unsafe { libc::getsockname(number, pointer, &mut len) })?;
+            let bound = read_address(&storage)?;
+            Ok((socket.into_raw_fd(), Address::Tcp(bound)))
+        }
+    }
+}
