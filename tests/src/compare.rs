@@ -5,8 +5,8 @@
 
 use std::ops::Range;
 
-use crate::image::{Batch, Image};
 use crate::Outcome;
+use crate::image::{Batch, Image};
 
 /// What was found equal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

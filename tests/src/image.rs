@@ -95,14 +95,15 @@ impl Image {
     pub fn read(dir: &Path) -> Outcome<Image> {
         let mut segments = Vec::new();
         for name in names(dir)? {
-            let Some(base) = name.strip_suffix(".log").and_then(|n| n.parse().ok()) else { continue };
+            let Some(base) = name.strip_suffix(".log").and_then(|n| n.parse().ok()) else {
+                continue;
+            };
             let path = dir.join(&name);
             let file = File::open(&path).map_err(|e| format!("open {}: {e}", path.display()))?;
             segments.push(Segment { path, base_offset: base, file });
         }
         segments.sort_by_key(|s| s.base_offset);
-        let mut image =
-            Image { dir: dir.to_owned(), segments, batches: Vec::new(), zero_tail: 0 };
+        let mut image = Image { dir: dir.to_owned(), segments, batches: Vec::new(), zero_tail: 0 };
         for index in 0..image.segments.len() {
             image.scan(index)?;
         }

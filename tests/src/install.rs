@@ -73,8 +73,11 @@ fn packages() -> Outcome {
     eprintln!("installing {}", missing.join(" "));
     // A package list that cannot be renewed is no reason to stop: the old one may do.
     let _ = process::run("apt-get update", apt().arg("update"));
-    process::run("apt-get install", apt().args(["install", "--no-install-recommends"]).args(missing))
-        .map_err(|e| format!("{e}\n{advice}"))?;
+    process::run(
+        "apt-get install",
+        apt().args(["install", "--no-install-recommends"]).args(missing),
+    )
+    .map_err(|e| format!("{e}\n{advice}"))?;
     Ok(())
 }
 

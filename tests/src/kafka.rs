@@ -290,7 +290,8 @@ fn cluster_id() -> String {
     let mut state = std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64)
         ^ u64::from(std::process::id()) << 40;
     let mut letter = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         char::from(ALPHABET[(state >> 58) as usize])
     };
     let mut id: String = (0..21).map(|_| letter()).collect();

@@ -85,7 +85,9 @@ impl Load {
         match receiver.recv_timeout(ANSWER) {
             Ok(outcome) => outcome.map_err(|e| format!("{e}\nasked: {}", asked())),
             Err(RecvTimeoutError::Timeout) => Err(format!("no answer to {}", asked())),
-            Err(RecvTimeoutError::Disconnected) => Err(format!("the load tool ended at {}", asked())),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(format!("the load tool ended at {}", asked()))
+            }
         }
     }
 
@@ -192,7 +194,12 @@ impl Topic {
     fn from(answer: &Value) -> Outcome<Topic> {
         let text = |v: &Value| v.as_str().map(str::to_owned).ok_or(format!("odd answer: {answer}"));
         let ids = |v: &Value| -> Vec<usize> {
-            v.as_array().into_iter().flatten().filter_map(Value::as_u64).map(|i| i as usize).collect()
+            v.as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_u64)
+                .map(|i| i as usize)
+                .collect()
         };
         let partitions = answer["partitions"].as_array().ok_or(format!("odd answer: {answer}"))?;
         Ok(Topic {

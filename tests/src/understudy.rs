@@ -288,9 +288,8 @@ bootstrap_servers = {bootstrap:?}
 
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
-        let log = work_dir()
-            .join("logs")
-            .join(format!("{}-understudy{}.log", self.name, self.starts));
+        let log =
+            work_dir().join("logs").join(format!("{}-understudy{}.log", self.name, self.starts));
         process::tail_of(&log)
     }
 
