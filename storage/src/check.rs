@@ -1,0 +1,606 @@
+//! The check every byte passes before it is written: an incremental validator of batches.
+//!
+//! [`Checker`] takes bytes in arbitrary pieces, keeps what it must of a head that is split between
+//! them, and says where each complete batch ends. The same code judges a fetch response as it
+//! arrives and a segment as it is scanned at recovery.
+//!
+//! The checksum of magic 2 does not cover base offset, length and leader epoch, so these are held
+//! against what must be true: a length is sane before it is believed; offsets go up; nothing lies
+//! at or above the high watermark of the same response; epochs lie within [last seen, leader's].
+
+use thiserror::Error;
+use zerocopy::FromBytes;
+
+use crate::batch::{
+    self, Batch, CHECKED_FROM, HEADER_BYTES, Header, LEGACY_CHECKED_FROM, LEGACY_HEADER_BYTES,
+    LEGACY_V1_BYTES_MIN, MAGIC_AT, OVERHEAD_BYTES, Producer,
+};
+use crate::crc::Crc32c;
+
+/// Why bytes were not appended. Nothing of the batch named is kept; what was complete before it is.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum AppendError {
+    /// The checksum differs: the bytes were changed on the way, or at the source.
+    #[error("CRC of the batch at offset {base_offset} (byte {position}) does not match")]
+    CrcMismatch {
+        /// Base offset as the head has it.
+        base_offset: i64,
+        /// Byte of the segment.
+        position: u64,
+    },
+    /// Offsets must go up.
+    #[error("batch begins at offset {base_offset}, below the expected {expected}")]
+    OffsetBelowExpected {
+        /// Base offset as the head has it.
+        base_offset: i64,
+        /// The next offset of the log.
+        expected: i64,
+    },
+    /// Negative offsets, or a last offset below the base or beyond what 64 bits hold.
+    #[error("batch at offset {base_offset} has the last offset delta {delta}")]
+    BadOffsets {
+        /// Base offset as the head has it.
+        base_offset: i64,
+        /// Last offset minus base offset as the head has it.
+        delta: i32,
+    },
+    /// A batch the response itself says is not committed.
+    #[error("batch ends at offset {last_offset}, not below the high watermark {high_watermark}")]
+    BeyondHighWatermark {
+        /// Last offset of the batch.
+        last_offset: i64,
+        /// High watermark of the same response.
+        high_watermark: i64,
+    },
+    /// Leader epochs never go back within a log.
+    #[error("batch at offset {base_offset} has leader epoch {epoch}, after {last_epoch}")]
+    EpochWentBack {
+        /// Base offset as the head has it.
+        base_offset: i64,
+        /// The batch's leader epoch.
+        epoch: i32,
+        /// The epoch of the batch before it.
+        last_epoch: i32,
+    },
+    /// A batch newer than the leader that served it.
+    #[error("batch at offset {base_offset} has leader epoch {epoch}, the leader has {leader}")]
+    EpochBeyondLeader {
+        /// Base offset as the head has it.
+        base_offset: i64,
+        /// The batch's leader epoch.
+        epoch: i32,
+        /// The leader's epoch.
+        leader: i32,
+    },
+    /// Larger than this log takes.
+    #[error("batch at offset {base_offset} has {bytes} bytes, more than the allowed {max}")]
+    BatchTooLarge {
+        /// Base offset as the head has it.
+        base_offset: i64,
+        /// Its size.
+        bytes: u64,
+        /// `batch_bytes_max`.
+        max: u32,
+    },
+    /// A length no batch can have.
+    #[error("entry at byte {position} has the impossible length {length}")]
+    BadLength {
+        /// Byte of the segment.
+        position: u64,
+        /// The length field.
+        length: i32,
+    },
+    /// A format newer than this code, or noise.
+    #[error("batch at offset {base_offset} has unknown magic {magic}")]
+    UnknownMagic {
+        /// Base offset as the head has it.
+        base_offset: i64,
+        /// The magic byte.
+        magic: u8,
+    },
+    /// No memory for the bytes; they may be asked for again later.
+    #[error("no memory to append to")]
+    NoMemory,
+    /// The lease is not the one last lent.
+    #[error("the bytes came in a lease this log has not lent")]
+    ForeignLease,
+    /// The log takes nothing now; its state says why.
+    #[error("the log is not accepting records")]
+    NotHealthy,
+}
+
+/// What a batch is held against, beside what came before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Every last offset lies below.
+    pub high_watermark: i64,
+    /// The leader's epoch; negative: unknown, not checked.
+    pub leader_epoch: i32,
+    /// The largest batch taken.
+    pub batch_bytes_max: u32,
+}
+
+impl Bounds {
+    /// For bytes that were checked when they were appended.
+    pub fn local(batch_bytes_max: u32) -> Bounds {
+        Bounds { high_watermark: i64::MAX, leader_epoch: -1, batch_bytes_max }
+    }
+}
+
+/// What one call of [`Checker::feed`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fed {
+    /// Bytes taken from the piece. All of it, unless a batch ended.
+    pub consumed: usize,
+    /// The batch that ended at the last consumed byte.
+    pub batch: Option<Batch>,
+}
+
+/// Bytes of a control batch's records that are kept to read the marker from.
+const MARKER_BYTES: usize = 64;
+
+/// The validator. One per log; it survives from piece to piece and from response to response.
+pub struct Checker {
+    bounds: Bounds,
+    /// The next base offset must not be below.
+    expected: i64,
+    /// A log that has no batch yet may begin inside one.
+    may_straddle: bool,
+    last_epoch: Option<i32>,
+    /// Where the entry being read begins, in the segment.
+    position: u64,
+    head: [u8; HEADER_BYTES],
+    head_bytes: usize,
+    body: Option<Body>,
+}
+
+/// An entry whose head is complete and believed.
+struct Body {
+    batch: Batch,
+    crc: RunningCrc,
+    seen: u32,
+    records: [u8; MARKER_BYTES],
+    records_bytes: usize,
+}
+
+enum RunningCrc {
+    Castagnoli(Crc32c),
+    Ieee(crc32fast::Hasher),
+}
+
+impl Checker {
+    /// A validator for a log that ends at `expected`.
+    pub fn new(expected: i64, last_epoch: Option<i32>, position: u64, bounds: Bounds) -> Checker {
+        Checker {
+            bounds,
+            expected,
+            may_straddle: false,
+            last_epoch,
+            position,
+            head: [0; HEADER_BYTES],
+            head_bytes: 0,
+            body: None,
+        }
+    }
+
+    /// Sets what the next response's batches are held against.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        assert!(!self.in_batch(), "bounds change between batches only");
+        self.bounds = bounds;
+    }
+
+    /// Lets the very next batch begin below the expected offset, if it ends at or above it: the
+    /// first batch of a log that starts at a timestamp.
+    pub fn allow_straddle(&mut self) {
+        self.may_straddle = true;
+    }
+
+    /// Moves the expected offset up, over a gap the source reported.
+    pub fn skip_to(&mut self, expected: i64) {
+        assert!(expected >= self.expected);
+        self.expected = expected;
+    }
+
+    /// The following entries are counted from the start of a new segment.
+    pub fn start_segment(&mut self) {
+        assert!(!self.in_batch());
+        self.position = 0;
+    }
+
+    /// Forgets the entry that has begun.
+    pub fn rewind(&mut self) {
+        self.head_bytes = 0;
+        self.body = None;
+    }
+
+    /// The next base offset must not be below this.
+    pub fn expected(&self) -> i64 {
+        self.expected
+    }
+
+    /// The epoch of the last batch that had one.
+    pub fn last_epoch(&self) -> Option<i32> {
+        self.last_epoch
+    }
+
+    /// The byte of the segment at which the last complete batch ended.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Whether a batch has begun and not ended.
+    pub fn in_batch(&self) -> bool {
+        self.head_bytes > 0
+    }
+
+    /// Takes bytes until a batch ends or the piece does. Call again with the rest.
+    pub fn feed(&mut self, piece: &[u8]) -> Result<Fed, AppendError> {
+        let mut consumed = 0;
+        while self.body.is_none() {
+            let wanted = self.head_wanted() - self.head_bytes;
+            let taken = wanted.min(piece.len() - consumed);
+            self.head[self.head_bytes..self.head_bytes + taken]
+                .copy_from_slice(&piece[consumed..consumed + taken]);
+            self.head_bytes += taken;
+            consumed += taken;
+            if taken < wanted {
+                return Ok(Fed { consumed, batch: None });
+            }
+            self.read_head()?;
+        }
+        let body = self.body.as_mut().expect("the loop ended with a body");
+        let rest = &piece[consumed..];
+        let taken = rest.len().min((body.batch.bytes - body.seen) as usize);
+        body.take(&rest[..taken]);
+        consumed += taken;
+        if body.seen < body.batch.bytes {
+            return Ok(Fed { consumed, batch: None });
+        }
+        let batch = self.finish()?;
+        Ok(Fed { consumed, batch: Some(batch) })
+    }
+
+    /// How many bytes of head are needed before more can be decided. A length is judged before
+    /// anything beyond it is waited for.
+    fn head_wanted(&self) -> usize {
+        match self.head_bytes {
+            0..OVERHEAD_BYTES => OVERHEAD_BYTES,
+            OVERHEAD_BYTES..=MAGIC_AT => MAGIC_AT + 1,
+            _ if self.head[MAGIC_AT] == 2 => HEADER_BYTES,
+            _ => LEGACY_HEADER_BYTES,
+        }
+    }
+
+    /// One step of the head is complete: judge it, and begin the body after the last step.
+    fn read_head(&mut self) -> Result<(), AppendError> {
+        let base_offset = i64::from_be_bytes(self.head[..8].try_into().expect("eight bytes"));
+        let length = i32::from_be_bytes(self.head[8..12].try_into().expect("four bytes"));
+        let position = self.position;
+        match self.head_bytes {
+            OVERHEAD_BYTES => {
+                let bytes = i64::from(length) + OVERHEAD_BYTES as i64;
+                if bytes < LEGACY_HEADER_BYTES as i64 {
+                    return Err(AppendError::BadLength { position, length });
+                }
+                let max = self.bounds.batch_bytes_max;
+                if bytes > i64::from(max) {
+                    return Err(AppendError::BatchTooLarge {
+                        base_offset,
+                        bytes: bytes as u64,
+                        max,
+                    });
+                }
+            }
+            n if n == MAGIC_AT + 1 => {
+                let magic = self.head[MAGIC_AT];
+                let least = match magic {
+                    0 => LEGACY_HEADER_BYTES,
+                    1 => LEGACY_V1_BYTES_MIN,
+                    2 => HEADER_BYTES,
+                    _ => return Err(AppendError::UnknownMagic { base_offset, magic }),
+                };
+                if (length as usize) + OVERHEAD_BYTES < least {
+                    return Err(AppendError::BadLength { position, length });
+                }
+            }
+            HEADER_BYTES => self.body = Some(self.begin_batch()?),
+            LEGACY_HEADER_BYTES => self.body = Some(self.begin_legacy()?),
+            other => unreachable!("no step of the head ends at {other} bytes"),
+        }
+        Ok(())
+    }
+
+    fn begin_batch(&self) -> Result<Body, AppendError> {
+        let header = Header::read_from_bytes(&self.head).expect("a whole head");
+        let base_offset = header.base_offset.get();
+        let delta = header.last_offset_delta.get();
+        let last_offset = base_offset.checked_add(i64::from(delta));
+        let last_offset = match last_offset {
+            Some(last) if base_offset >= 0 && delta >= 0 && last < i64::MAX => last,
+            _ => return Err(AppendError::BadOffsets { base_offset, delta }),
+        };
+        self.judge_offsets(base_offset, last_offset)?;
+        let epoch = header.leader_epoch.get();
+        self.judge_epoch(base_offset, epoch)?;
+        let producer_id = header.producer_id.get();
+        let batch = Batch {
+            base_offset,
+            last_offset,
+            bytes: (header.length.get() as usize + OVERHEAD_BYTES) as u32,
+            magic: 2,
+            crc: header.crc.get(),
+            leader_epoch: (epoch >= 0).then_some(epoch),
+            max_timestamp: header.max_timestamp.get(),
+            producer: (producer_id >= 0).then(|| Producer {
+                id: producer_id,
+                epoch: header.producer_epoch.get(),
+                base_sequence: header.base_sequence.get(),
+            }),
+            transactional: header.transactional(),
+            control: header.control(),
+            marker: None,
+            record_count: header.record_count.get().max(0) as u32,
+        };
+        let mut crc = Crc32c::new();
+        crc.update(&self.head[CHECKED_FROM..]);
+        Ok(Body::new(batch, RunningCrc::Castagnoli(crc), HEADER_BYTES))
+    }
+
+    fn begin_legacy(&self) -> Result<Body, AppendError> {
+        let field = |at: usize| {
+            i64::from_be_bytes(self.head[at..at + 8].try_into().expect("eight bytes"))
+        };
+        let offset = field(0);
+        if !(0..i64::MAX).contains(&offset) {
+            return Err(AppendError::BadOffsets { base_offset: offset, delta: 0 });
+        }
+        self.judge_offsets(offset, offset)?;
+        let length = i32::from_be_bytes(self.head[8..12].try_into().expect("four bytes"));
+        let magic = self.head[MAGIC_AT];
+        let batch = Batch {
+            base_offset: offset,
+            last_offset: offset,
+            bytes: (length as usize + OVERHEAD_BYTES) as u32,
+            magic,
+            crc: u32::from_be_bytes(self.head[12..16].try_into().expect("four bytes")),
+            leader_epoch: None,
+            max_timestamp: if magic == 1 { field(18) } else { -1 },
+            producer: None,
+            transactional: false,
+            control: false,
+            marker: None,
+            record_count: 1,
+        };
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&self.head[LEGACY_CHECKED_FROM..LEGACY_HEADER_BYTES]);
+        Ok(Body::new(batch, RunningCrc::Ieee(crc), LEGACY_HEADER_BYTES))
+    }
+
+    fn judge_offsets(&self, base_offset: i64, last_offset: i64) -> Result<(), AppendError> {
+        let expected = self.expected;
+        let straddles = self.may_straddle && last_offset >= expected;
+        if base_offset < expected && !straddles {
+            return Err(AppendError::OffsetBelowExpected { base_offset, expected });
+        }
+        let high_watermark = self.bounds.high_watermark;
+        if last_offset >= high_watermark {
+            return Err(AppendError::BeyondHighWatermark { last_offset, high_watermark });
+        }
+        Ok(())
+    }
+
+    fn judge_epoch(&self, base_offset: i64, epoch: i32) -> Result<(), AppendError> {
+        if let Some(last_epoch) = self.last_epoch
+            && epoch < last_epoch
+        {
+            return Err(AppendError::EpochWentBack { base_offset, epoch, last_epoch });
+        }
+        let leader = self.bounds.leader_epoch;
+        if leader >= 0 && epoch > leader {
+            return Err(AppendError::EpochBeyondLeader { base_offset, epoch, leader });
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Batch, AppendError> {
+        let body = self.body.take().expect("a body has ended");
+        self.head_bytes = 0;
+        let mut batch = body.batch;
+        let computed = match body.crc {
+            RunningCrc::Castagnoli(crc) => crc.finish(),
+            RunningCrc::Ieee(crc) => crc.finalize(),
+        };
+        if computed != batch.crc {
+            let base_offset = batch.base_offset;
+            return Err(AppendError::CrcMismatch { base_offset, position: self.position });
+        }
+        if batch.control {
+            batch.marker = batch::parse_marker(&body.records[..body.records_bytes]);
+        }
+        self.expected = batch.next_offset();
+        self.may_straddle = false;
+        self.position += u64::from(batch.bytes);
+        self.last_epoch = batch.leader_epoch.or(self.last_epoch);
+        Ok(batch)
+    }
+}
+
+impl Body {
+    fn new(batch: Batch, crc: RunningCrc, seen: usize) -> Body {
+        Body { batch, crc, seen: seen as u32, records: [0; MARKER_BYTES], records_bytes: 0 }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        match &mut self.crc {
+            RunningCrc::Castagnoli(crc) => crc.update(bytes),
+            RunningCrc::Ieee(crc) => crc.update(bytes),
+        }
+        self.seen += bytes.len() as u32;
+        if self.batch.control && self.records_bytes < MARKER_BYTES {
+            let kept = bytes.len().min(MARKER_BYTES - self.records_bytes);
+            self.records[self.records_bytes..][..kept].copy_from_slice(&bytes[..kept]);
+            self.records_bytes += kept;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{self, Shape};
+
+    const BOUNDS: Bounds =
+        Bounds { high_watermark: 1 << 40, leader_epoch: 100, batch_bytes_max: 1 << 20 };
+
+    fn check(pieces: &[&[u8]], bounds: Bounds) -> (Vec<Batch>, Result<(), AppendError>) {
+        let mut checker = Checker::new(0, None, 0, bounds);
+        let mut batches = Vec::new();
+        for piece in pieces {
+            let mut rest = *piece;
+            while !rest.is_empty() {
+                match checker.feed(rest) {
+                    Ok(fed) => {
+                        assert!(fed.consumed > 0);
+                        batches.extend(fed.batch);
+                        rest = &rest[fed.consumed..];
+                    }
+                    Err(e) => return (batches, Err(e)),
+                }
+            }
+        }
+        (batches, Ok(()))
+    }
+
+    fn stream() -> impl Strategy<Value = Vec<u8>> {
+        let entry = (0i64..5, 1i32..20, 0usize..300, 0i32..3, 0u8..10);
+        prop::collection::vec(entry, 1..8).prop_map(|entries| {
+            let (mut base, mut epoch, mut bytes) = (0, 0, Vec::new());
+            for (gap, records, body, newer, kind) in entries {
+                base += gap;
+                match kind {
+                    0 => bytes.extend(testing::legacy(0, base, 0, body)),
+                    1 => bytes.extend(testing::legacy(1, base, 77, body)),
+                    2 => bytes.extend(testing::marker(base, epoch, 5, 1, body % 2 == 0)),
+                    _ => {
+                        epoch += newer;
+                        let shape = Shape { records, body, epoch, ..Shape::at(base) };
+                        bytes.extend(shape.bytes());
+                        base += i64::from(records) - 1;
+                    }
+                }
+                base += 1;
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_result(bytes in stream(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12)) {
+            let whole = check(&[&bytes], BOUNDS);
+            prop_assert!(whole.1.is_ok());
+            prop_assert_eq!(whole.0.iter().map(|b| b.bytes as usize).sum::<usize>(), bytes.len());
+            let mut cuts: Vec<usize> = cuts.iter().map(|c| c.index(bytes.len() + 1)).collect();
+            cuts.push(0);
+            cuts.push(bytes.len());
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
+            prop_assert_eq!(check(&pieces, BOUNDS), whole);
+        }
+
+        #[test]
+        fn a_flipped_bit_is_found_or_harmless(bytes in stream(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let (before, _) = check(&[&bytes], BOUNDS);
+            let mut flipped = bytes.clone();
+            let at = at.index(bytes.len());
+            flipped[at] ^= 1 << bit;
+            let (after, result) = check(&[&flipped], BOUNDS);
+            // Every batch before the flipped one stands. What follows is refused, or waits for
+            // bytes that do not come, or differs only in what no checksum covers and the rules
+            // allow: a later base offset, a leader epoch within bounds.
+            let mut start = 0;
+            for (i, batch) in before.iter().enumerate() {
+                let end = start + batch.bytes as usize;
+                if end <= at {
+                    prop_assert_eq!(after.get(i), Some(batch));
+                } else if let Some(other) = after.get(i) {
+                    let in_head = at - start < CHECKED_FROM;
+                    prop_assert!(in_head, "the flip at {} of batch {:?} went unseen", at - start, batch);
+                    prop_assert_eq!(other.crc, batch.crc);
+                    prop_assert_eq!(other.bytes, batch.bytes);
+                    prop_assert!(other.base_offset >= batch.base_offset || i == 0 || other.base_offset > after[i - 1].last_offset);
+                    break;
+                } else {
+                    prop_assert!(result.is_err() || after.len() < before.len());
+                    break;
+                }
+                start = end;
+            }
+        }
+
+        #[test]
+        fn noise_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = check(&[&bytes], BOUNDS);
+        }
+    }
+
+    #[test]
+    fn the_rules_outside_the_checksum() {
+        let batch = Shape { records: 3, epoch: 5, ..Shape::at(10) }.bytes();
+        let with = |expected, epoch, bounds| {
+            Checker::new(expected, epoch, 0, bounds).feed(&batch).map(|fed| fed.batch.is_some())
+        };
+        assert_eq!(with(10, Some(5), BOUNDS), Ok(true));
+        assert_eq!(
+            with(11, None, BOUNDS),
+            Err(AppendError::OffsetBelowExpected { base_offset: 10, expected: 11 })
+        );
+        assert_eq!(
+            with(0, None, Bounds { high_watermark: 12, ..BOUNDS }),
+            Err(AppendError::BeyondHighWatermark { last_offset: 12, high_watermark: 12 })
+        );
+        assert_eq!(with(0, None, Bounds { high_watermark: 13, ..BOUNDS }), Ok(true));
+        assert_eq!(
+            with(0, Some(6), BOUNDS),
+            Err(AppendError::EpochWentBack { base_offset: 10, epoch: 5, last_epoch: 6 })
+        );
+        assert_eq!(
+            with(0, None, Bounds { leader_epoch: 4, ..BOUNDS }),
+            Err(AppendError::EpochBeyondLeader { base_offset: 10, epoch: 5, leader: 4 })
+        );
+        let max = batch.len() as u32 - 1;
+        assert_eq!(
+            with(0, None, Bounds { batch_bytes_max: max, ..BOUNDS }),
+            Err(AppendError::BatchTooLarge { base_offset: 10, bytes: batch.len() as u64, max })
+        );
+    }
+
+    #[test]
+    fn a_length_is_judged_before_it_is_waited_for() {
+        for length in [-1, 0, 13, i32::MIN] {
+            let mut head = 7i64.to_be_bytes().to_vec();
+            head.extend_from_slice(&length.to_be_bytes());
+            let result = Checker::new(0, None, 0, BOUNDS).feed(&head);
+            assert_eq!(result, Err(AppendError::BadLength { position: 0, length }));
+        }
+        let mut head = 7i64.to_be_bytes().to_vec();
+        head.extend_from_slice(&i32::MAX.to_be_bytes());
+        let result = Checker::new(0, None, 0, BOUNDS).feed(&head);
+        assert!(matches!(result, Err(AppendError::BatchTooLarge { .. })));
+    }
+
+    #[test]
+    fn only_the_first_batch_of_a_log_may_straddle_its_start() {
+        let mut checker = Checker::new(11, None, 0, BOUNDS);
+        checker.allow_straddle();
+        let first = Shape { records: 3, ..Shape::at(10) }.bytes();
+        assert!(checker.feed(&first).unwrap().batch.is_some());
+        let second = Shape { records: 3, ..Shape::at(12) }.bytes();
+        assert!(matches!(checker.feed(&second), Err(AppendError::OffsetBelowExpected { .. })));
+        let mut checker = Checker::new(13, None, 0, BOUNDS);
+        checker.allow_straddle();
+        assert!(matches!(checker.feed(&first), Err(AppendError::OffsetBelowExpected { .. })));
+    }
+}

@@ -1,0 +1,52 @@
+//! Every bound of this crate, in one place.
+
+/// Kafka writes an index entry when more than this many bytes passed since the last one.
+pub const INDEX_INTERVAL_BYTES: u64 = 4096;
+/// Kafka's default for an index file's size: a segment rolls before it would grow beyond.
+pub const INDEX_BYTES_MAX: usize = 10 << 20;
+/// The largest segment: positions must fit the index's 32 bits with room for one more batch.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// The largest batch any setting may allow.
+pub const BATCH_BYTES_MAX: u32 = 512 << 20;
+
+/// Bytes ready that make a write go out at once.
+pub const WRITE_BYTES_TRIGGER: u64 = 64 << 10;
+/// The longest a ready byte waits for company.
+pub const WRITE_DELAY_US: u64 = 1000;
+/// The most one write operation carries.
+pub const WRITE_BYTES_MAX: u64 = 1 << 20;
+/// Pieces in one write operation.
+pub const WRITE_PIECES_MAX: usize = 32;
+/// Writes in flight per data directory, of one shard. Below common `nr_requests`: beyond it
+/// submission blocks.
+pub const WRITES_IN_FLIGHT_MAX: usize = 32;
+/// Writes in flight per partition.
+pub const WRITES_PER_LOG_MAX: usize = 8;
+
+/// The smallest append buffer.
+pub const CHUNK_BYTES_MIN: usize = 4096;
+/// The largest append buffer. Four of these stay within a core's second-level cache.
+pub const CHUNK_BYTES_MAX: usize = 512 << 10;
+
+/// The first step of prepared space: what an idle partition takes on disk.
+pub const SPACE_BYTES_MIN: u64 = 16 << 10;
+/// The largest step of prepared space.
+pub const SPACE_BYTES_MAX: u64 = 32 << 20;
+
+/// Index entries held in memory before they are saved (8 + 12 bytes each).
+pub const INDEX_ENTRIES_PENDING: usize = 512;
+/// Appended bytes after which the side files are saved again, which bounds what a recovery reads.
+pub const SAVE_BYTES: u64 = 64 << 20;
+
+/// Background workers per data directory.
+pub const BACKGROUND_WORKERS: usize = 4;
+/// A seal keeps one checksum for so many bytes.
+pub const SEAL_STRIDE_BYTES: u64 = 1 << 20;
+/// A recovery reads in pieces of this size.
+pub const SCAN_BYTES: usize = 256 << 10;
+/// Small control files above this size are not believed.
+pub const CONTROL_FILE_BYTES_MAX: usize = 64 << 20;
+/// Producers that sent nothing for this long are forgotten, as Kafka does by default.
+pub const PRODUCER_IDLE_MS: i64 = 24 * 60 * 60 * 1000;
+/// Kept free on disk beside the logs, so that a failover can be recorded on a full disk.
+pub const RESERVE_FILE_BYTES: u64 = 16 << 20;
