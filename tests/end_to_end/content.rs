@@ -1,17 +1,19 @@
 //! What may stand in a log.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::compare::equal;
-use tests::dump::Gaps;
+use tests::dump::{self, Gaps};
 use tests::image::{Batch, Image};
 use tests::understudy::Understudy;
 use tests::{Outcome, install, wait_for};
 
 use crate::stage::{Original, Stage, ensure};
 
-/// The measure itself: two replicas of Kafka's own, read and compared as source and copy are later.
+/// The measure itself: replicas of Kafka's own are equal and accepted, damaged ones are not.
 pub fn kafka_agrees_with_itself(stage: &mut Stage) -> Outcome {
     let topic = "itself";
     let created = stage.load.create(topic, 2, 3, &[("segment.bytes", "1048576")])?;
@@ -28,6 +30,31 @@ pub fn kafka_agrees_with_itself(stage: &mut Stage) -> Outcome {
             let same = equal(&original.image, &found, 0..i64::MAX)?;
             ensure(same.batches == batches, || format!("{same:?} of {batches}"))?;
         }
+    }
+    let node = 3;
+    stage.cluster.stop(node)?;
+    let dir = stage.cluster.partition_dir(node, topic, 0);
+    let judged = judge_damage(stage, &dir);
+    stage.cluster.restart(node)?;
+    judged
+}
+
+/// Kafka's tool accepts a stopped broker's files, and none of them with one bit changed.
+fn judge_damage(stage: &Stage, dir: &Path) -> Outcome {
+    let image = Image::read(dir)?;
+    let accepted = dump::check(&stage.installed, &[dir.to_owned()], Gaps::None)?;
+    ensure(accepted.batches == image.batches.len(), || format!("{accepted:?}"))?;
+    // In the records of a batch, in an index's second position, in a time index's second timestamp.
+    for (file, at) in [("log", 1_000), ("index", 14), ("timeindex", 18)] {
+        let name = format!("{:020}.{file}", image.first_offset().unwrap_or(0));
+        let told = |e: std::io::Error| format!("{name}: {e}");
+        let good = fs::read(dir.join(&name)).map_err(told)?;
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        fs::write(dir.join(&name), &bad).map_err(told)?;
+        let judged = dump::check(&stage.installed, &[dir.to_owned()], Gaps::None);
+        fs::write(dir.join(&name), &good).map_err(told)?;
+        ensure(judged.is_err(), || format!("{name} was accepted with byte {at} changed"))?;
     }
     Ok(())
 }

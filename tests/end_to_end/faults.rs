@@ -1,6 +1,6 @@
 //! What breaks.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::Outcome;
 use tests::dump::Gaps;
 use tests::image::Image;
@@ -62,9 +62,12 @@ pub fn broker_killed_while_producing(stage: &mut Stage) -> Outcome {
         stage.cluster.restart(id)?;
         whole(stage, &topics)?;
     }
+    let mut told = Value::Null;
     for topic in topics {
-        stage.load.stop(topic)?;
+        told = stage.load.stop(topic)?;
     }
+    let both = told["committed"].as_u64() > Some(20) && told["aborted"].as_u64() > Some(10);
+    ensure(both, || format!("few transactions ended: {told}"))?;
     whole(stage, &topics)?;
     let originals = stage.prove(&mut copy, &topics, Gaps::None)?;
     let epochs = originals.iter().map(|o| {
