@@ -7,3 +7,4 @@ pub mod limits;
 pub mod position;
 #[cfg(test)]
 mod testing;
+pub mod names; pub mod epochs; pub mod producers; pub mod checkpoint; pub mod seal;
