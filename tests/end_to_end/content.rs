@@ -59,7 +59,8 @@ fn judge_damage(stage: &Stage, dir: &Path) -> Outcome {
     Ok(())
 }
 
-/// Plain and four codecs, with headers, null keys and null values; segments that roll at the source.
+/// Plain and four codecs, with headers, null keys and null values; segments that roll at the
+/// source.
 pub fn codecs_headers_and_nulls(stage: &mut Stage) -> Outcome {
     let codecs = ["none", "gzip", "snappy", "lz4", "zstd"];
     let topics: Vec<String> = codecs.iter().map(|codec| format!("codec-{codec}")).collect();
@@ -108,7 +109,8 @@ pub fn idempotent_and_transactional(stage: &mut Stage) -> Outcome {
     }
     let finish = |id: &str| json!({"transactional_id": id, "commit": true});
     stage.load.call("finish", finish("left-open"))?;
-    // And on from there: the marker of the open transaction comes to a copy that was stopped before it.
+    // And on from there: the marker of the open transaction comes to a copy that was stopped before
+    // it.
     copy.launch()?;
     stage.prove(&mut copy, &topics, Gaps::None).map(drop)
 }
@@ -251,7 +253,8 @@ pub fn create_time_and_log_append_time(stage: &mut Stage) -> Outcome {
     ensure(both > 0 && both < originals[2].image.batches.len(), || "not of both kinds".into())
 }
 
-/// The last Kafka before 4 as source: codecs, transactions, and all of it by its own protocol versions.
+/// The last Kafka before 4 as source: codecs, transactions, and all of it by its own protocol
+/// versions.
 pub fn kafka_before_four(stage: &mut Stage) -> Outcome {
     let old = Stage::of(&stage.installed, install::KAFKA_3, "kafka3", 1)?;
     let codecs = ["none", "zstd"];

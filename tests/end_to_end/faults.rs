@@ -8,7 +8,8 @@ use tests::understudy::{LINK, Understudy};
 
 use crate::stage::{Stage, ensure};
 
-/// `kill -9` under load, again and again: nothing that was reported flushed is lost, no byte differs.
+/// `kill -9` under load, again and again: nothing that was reported flushed is lost, no byte
+/// differs.
 pub fn killed_under_load(stage: &mut Stage) -> Outcome {
     let topic = "killed";
     stage.load.create(topic, 3, 3, &[("segment.bytes", "1048576")])?;

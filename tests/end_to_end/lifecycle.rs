@@ -9,7 +9,8 @@ use tests::understudy::{LINK, Partition, Understudy};
 
 use crate::stage::{Stage, ensure};
 
-/// The source's start moves while the copy runs and before another copy starts, into the middle of batches.
+/// The source's start moves while the copy runs and before another copy starts, into the middle of
+/// batches.
 pub fn delete_records_moves_the_start(stage: &mut Stage) -> Outcome {
     let topic = "trimmed";
     stage.load.create(topic, 2, 3, &[("segment.bytes", "1048576")])?;
@@ -38,9 +39,13 @@ pub fn delete_records_moves_the_start(stage: &mut Stage) -> Outcome {
     Ok(())
 }
 
-/// Topics and partitions that come while it runs are found; what is excluded, or internal, is not copied.
+/// Topics and partitions that come while it runs are found; what is excluded, or internal, is not
+/// copied.
 pub fn topics_and_partitions_added(stage: &mut Stage) -> Outcome {
-    let some = |first: usize, count: usize| json!({"records": 2_000, "first_partition": first, "partitions": count});
+    let some = |first: usize, count: usize| {
+        let records = 2_000;
+        json!({"records": records, "first_partition": first, "partitions": count})
+    };
     stage.load.create("added-grows", 2, 3, &[])?;
     stage.load.create("added-not-this", 1, 3, &[])?;
     stage.load.produce("added-grows", some(0, 2))?;
@@ -94,8 +99,8 @@ pub fn topic_deleted_is_kept(stage: &mut Stage) -> Outcome {
     stage.prove_stopped(&copy, &kept, Gaps::None).map(drop)
 }
 
-/// A topic deleted and created again under its name, with more records than before: seen while running,
-/// and at a start. The copy of the old one is not touched.
+/// A topic deleted and created again under its name, with more records than before: seen while
+/// running, and at a start. The copy of the old one is not touched.
 pub fn topic_recreated_is_faulted(stage: &mut Stage) -> Outcome {
     let topics = ["again-running", "again-stopped"];
     let create = |stage: &Stage, topic: &str, records: u32| -> Outcome<Topic> {

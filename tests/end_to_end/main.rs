@@ -1,8 +1,8 @@
 //! The scenarios: a real Kafka, the release binary, every byte compared, every file dumped.
 //!
-//! One after the other: there are two cores, and some of them kill brokers. All but one share a cluster
-//! of three nodes, which the first of them starts. `cargo test -p tests --test end_to_end -- NAME` runs
-//! those whose name contains NAME.
+//! One after the other: there are two cores, and some of them kill brokers. All but one share a
+//! cluster of three nodes, which the first of them starts. `cargo test -p tests --test end_to_end
+//! -- NAME` runs those whose name contains NAME.
 
 mod content;
 mod faults;

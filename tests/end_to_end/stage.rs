@@ -53,7 +53,8 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Reads the leader's files of every partition of a topic, once they hold all that clients may see.
+    /// Reads the leader's files of every partition of a topic, once they hold all that clients may
+    /// see.
     pub fn originals(&self, topic: &str) -> Outcome<Vec<Original>> {
         wait_for(&format!("leaders of {topic} to hold their end"), Duration::from_secs(60), || {
             let described = self.load.describe(topic)?;
@@ -74,8 +75,8 @@ impl Stage {
         })
     }
 
-    /// The act they end with: caught up, cleanly stopped, equal in every byte, accepted by Kafka's tool.
-    /// Returns the originals.
+    /// The act they end with: caught up, cleanly stopped, equal in every byte, accepted by Kafka's
+    /// tool. Returns the originals.
     pub fn prove(
         &self,
         copy: &mut Understudy,

@@ -1,7 +1,7 @@
 //! Source and copy, byte for byte.
 //!
-//! Segments roll at different places on the two sides, so what is compared is the sequence of batches
-//! with all their bytes: leader epoch, timestamps, checksums, producer ids, gaps and all.
+//! Segments roll at different places on the two sides, so what is compared is the sequence of
+//! batches with all their bytes: leader epoch, timestamps, checksums, producer ids, gaps and all.
 
 use std::ops::Range;
 
@@ -32,7 +32,8 @@ pub fn equal(source: &Image, copy: &Image, offsets: Range<i64>) -> Outcome<Equal
             (Some(b), None) => {
                 let rest = theirs.count();
                 return Err(format!(
-                    "the copy lacks offsets {}..={} ({}) and {rest} batches more; it ends at {} ({})",
+                    "the copy lacks offsets {}..={} ({}) and {rest} batches more; \
+                     it ends at {} ({})",
                     b.base_offset,
                     b.last_offset,
                     source.place(b),
@@ -42,7 +43,8 @@ pub fn equal(source: &Image, copy: &Image, offsets: Range<i64>) -> Outcome<Equal
             }
             (None, Some(b)) => {
                 return Err(format!(
-                    "the copy has offsets {}..={} ({}) which the source has not; that ends at {} ({})",
+                    "the copy has offsets {}..={} ({}) which the source has not; \
+                     that ends at {} ({})",
                     b.base_offset,
                     b.last_offset,
                     copy.place(b),
@@ -71,7 +73,8 @@ fn same(source: &Image, theirs: &Batch, copy: &Image, ours: &Batch) -> Outcome {
         bytes[at.saturating_sub(4).min(end)..end].iter().map(|b| format!("{b:02x} ")).collect()
     };
     Err(format!(
-        "at offset {} byte {at} of the batch ({}) differs\nsource {} … {} : {:?}\ncopy   {} … {} : {:?}",
+        "at offset {} byte {at} of the batch ({}) differs\n\
+         source {} … {} : {:?}\ncopy   {} … {} : {:?}",
         theirs.base_offset,
         field(theirs.magic, at),
         around(&their_bytes),

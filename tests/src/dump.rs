@@ -1,8 +1,8 @@
 //! Kafka's own opinion of the copy: `kafka-dump-log` over every file of it.
 //!
 //! The tool ends with status 0 whatever it finds, so its words are read. Three runs: logs with
-//! `--deep-iteration` (every record of every batch decoded), indexes against their logs, and indexes by the
-//! check that makes a broker rebuild them (`--index-sanity-check`).
+//! `--deep-iteration` (every record of every batch decoded), indexes against their logs, and
+//! indexes by the check that makes a broker rebuild them (`--index-sanity-check`).
 
 use std::path::{Path, PathBuf};
 
@@ -34,8 +34,8 @@ pub struct Accepted {
 /// Dumps every log, index, snapshot and transaction index in these partitions' folders.
 ///
 /// # Errors
-/// Whatever the tool complains of; or it saw fewer batches than are there; or a file is of a kind that has
-/// no place there.
+/// Whatever the tool complains of; or it saw fewer batches than are there; or a file is of a kind
+/// that has no place there.
 pub fn check(installed: &Installed, partitions: &[PathBuf], gaps: Gaps) -> Outcome<Accepted> {
     let mut logs = Vec::new();
     let mut indexes = Vec::new();
@@ -129,8 +129,9 @@ fn dump(installed: &Installed, options: &[&str], files: &[PathBuf], gaps: Gaps) 
     Ok(batches)
 }
 
-/// The first line on standard error that means trouble. All of them do but for gaps where gaps are due,
-/// and for one that is none: the tool says of a log that starts above 0 that "-1 is followed by" its start.
+/// The first line on standard error that means trouble. All of them do but for gaps where gaps are
+/// due, and for one that is none: the tool says of a log that starts above 0 that "-1 is followed
+/// by" its start.
 fn complaint(stderr: &str, gaps: Gaps) -> Option<&str> {
     stderr.lines().filter(|line| !line.trim().is_empty()).find(|line| {
         let heading = line.starts_with("Non-consecutive offsets in");

@@ -1,9 +1,9 @@
-//! One partition's log as it stands on disk, whoever wrote it: its segments in order, its batches, and
-//! what follows the last of them.
+//! One partition's log as it stands on disk, whoever wrote it: its segments in order, its batches,
+//! and what follows the last of them.
 //!
 //! The files are opened first and read later, so that a broker that deletes or rewrites a segment
-//! meanwhile takes nothing away from an image. Nothing here comes from the product: a fault in its own
-//! parser cannot hide itself.
+//! meanwhile takes nothing away from an image. Nothing here comes from the product: a fault in its
+//! own parser cannot hide itself.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

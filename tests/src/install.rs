@@ -1,8 +1,10 @@
-//! What the tests need of the machine, installed once: a JDK and Maven by the distribution's own means,
-//! Kafka through Maven by its coordinates (`kafka/<version>/pom.xml`), the load tool by the JDK.
+//! What the tests need of the machine, installed once: a JDK and Maven by the distribution's own
+//! means, Kafka through Maven by its coordinates (`kafka/<version>/pom.xml`), the load tool by the
+//! JDK.
 //!
-//! Each part is complete or absent: it is made in a folder beside its place and renamed into it, with a
-//! stamp of what it was made from, so that an interrupted run does no harm and a changed one is redone.
+//! Each part is complete or absent: it is made in a folder beside its place and renamed into it,
+//! with a stamp of what it was made from, so that an interrupted run does no harm and a changed one
+//! is redone.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,7 +1,7 @@
 //! A real Kafka on loopback: KRaft, each node broker and controller at once, on free ports.
 //!
-//! A cluster's files lie in a folder of its own below `tests/.kafka/run`, which goes when the cluster is
-//! dropped; the nodes' logs stay in `tests/.kafka/logs` until the next run.
+//! A cluster's files lie in a folder of its own below `tests/.kafka/run`, which goes when the
+//! cluster is dropped; the nodes' logs stay in `tests/.kafka/logs` until the next run.
 
 use std::fs;
 use std::net::TcpListener;
@@ -265,8 +265,8 @@ pub fn run_dir(name: &str) -> Outcome<PathBuf> {
     Ok(dir)
 }
 
-/// A port that nobody listens on, below the range from which the kernel takes its own, so that it stays
-/// free between a node's lives.
+/// A port that nobody listens on, below the range from which the kernel takes its own, so that it
+/// stays free between a node's lives.
 ///
 /// # Errors
 /// There is none.

@@ -1,10 +1,11 @@
-//! End to end: the release binary against a real Kafka, driven by a real client, compared byte for byte.
+//! End to end: the release binary against a real Kafka, driven by a real client, compared byte for
+//! byte.
 //!
-//! A scenario ([`../end_to_end`]) creates topics on a cluster ([`kafka`]), has the Java client write to
-//! them ([`load`]), lets Understudy copy them ([`understudy`]), and then reads the files of both sides
-//! ([`image`]), compares every byte ([`compare`]) and has Kafka's own tool read every file of the copy
-//! ([`dump`]). What it needs of the machine it installs itself ([`install`]): a JDK and Maven from the
-//! distribution, Kafka by its coordinates.
+//! A scenario ([`../end_to_end`]) creates topics on a cluster ([`kafka`]), has the Java client
+//! write to them ([`load`]), lets Understudy copy them ([`understudy`]), and then reads the files
+//! of both sides ([`image`]), compares every byte ([`compare`]) and has Kafka's own tool read every
+//! file of the copy ([`dump`]). What it needs of the machine it installs itself ([`install`]): a
+//! JDK and Maven from the distribution, Kafka by its coordinates.
 //!
 //! Guarantees: every process started here dies with the process that started it, whatever ends that
 //! ([`process`]); no port is fixed; everything lies below `tests/.kafka`, which git does not see.
@@ -44,7 +45,8 @@ pub fn workspace_dir() -> &'static Path {
     crate_dir().parent().expect("this crate lies in the workspace")
 }
 
-/// Asks again and again until `probe` has an answer, and says what it waited for if none comes in time.
+/// Asks again and again until `probe` has an answer, and says what it waited for if none comes in
+/// time.
 ///
 /// `probe` returns `Ok(Some(answer))`, `Ok(None)` for not yet, or an error that ends the waiting.
 pub fn wait_for<T>(

@@ -1,8 +1,9 @@
 //! Child processes that cannot outlive us.
 //!
-//! The kernel kills each child when the thread that made it ends (`setpriv --pdeathsig`, from util-linux,
-//! asks for that; PR_SET_PDEATHSIG(2const)). All children are therefore made by one thread that ends
-//! with this process only: a panic, a signal or `kill -9` of the tests leaves nothing running.
+//! The kernel kills each child when the thread that made it ends (`setpriv --pdeathsig`, from
+//! util-linux, asks for that; PR_SET_PDEATHSIG(2const)). All children are therefore made by one
+//! thread that ends with this process only: a panic, a signal or `kill -9` of the tests leaves
+//! nothing running.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

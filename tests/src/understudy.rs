@@ -1,5 +1,5 @@
-//! The product's own binary, as an operator runs it: a configuration file, a process, `status --json`,
-//! verbs, signals.
+//! The product's own binary, as an operator runs it: a configuration file, a process, `status
+//! --json`, verbs, signals.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ fn build() -> Outcome<PathBuf> {
     let said = process::run(
         "cargo build --release",
         process::mortal(cargo)
-            .args(["build", "--release", "--package", "appliance", "--message-format", "json"])
+            .args(["build", "--release", "--bin", "understudy", "--message-format", "json"])
             .current_dir(workspace_dir()),
     )?;
     said.lines()
@@ -66,7 +66,8 @@ pub struct Understudy {
 }
 
 impl Understudy {
-    /// Writes a configuration that copies the topics `include` from `source`, and starts the process.
+    /// Writes a configuration that copies the topics `include` from `source`, and starts the
+    /// process.
     ///
     /// # Errors
     /// It does not come up; the end of its log is in the message.
@@ -97,10 +98,12 @@ impl Understudy {
         };
         understudy.set("topics", &format!("{{ include = {include:?} }}"))?;
         understudy.set("start", "\"earliest\"")?;
+        understudy.set("metadata_interval", "\"1s\"")?;
         Ok(understudy)
     }
 
-    /// Sets one of the link's options, as TOML, in the file. A running process does not learn of it.
+    /// Sets one of the link's options, as TOML, in the file. A running process does not learn of
+    /// it.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -199,7 +202,8 @@ bootstrap_servers = {bootstrap:?}
         status_of(&self.socket).map_err(|e| format!("{e}\n{}", self.log_tail()))
     }
 
-    /// Waits until `such` holds of what the process says; `what` is the name of the thing waited for.
+    /// Waits until `such` holds of what the process says; `what` is the name of the thing waited
+    /// for.
     ///
     /// # Errors
     /// It does not come in time, or the process ends.
