@@ -16,15 +16,21 @@
 
 pub mod backoff;
 pub mod codes;
+pub mod connection;
+//pub mod control;
 pub mod error;
 pub mod fetch;
 pub mod frame;
 pub mod guard;
 pub mod limits;
 pub mod messages;
+pub mod questions;
 pub mod rate_limit;
+pub mod transport;
 pub mod versions;
 
 pub use codes::{ErrorCode, Meaning};
+pub use connection::{ConnectOptions, Connection, Counters};
 pub use error::NetError;
+pub use transport::Transport;
 pub use versions::{Api, Versions};

@@ -1,0 +1,160 @@
+//! Questions a shard asks the leaders of its partitions, many partitions at a time: offsets by
+//! time (ListOffsets) and ends of leader epochs (OffsetForLeaderEpoch, KIP-101, KIP-320).
+
+use std::collections::HashMap;
+
+use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use kafka_protocol::messages::offset_for_leader_epoch_request::{
+    OffsetForLeaderPartition, OffsetForLeaderTopic,
+};
+use kafka_protocol::messages::{
+    BrokerId, ListOffsetsRequest, OffsetForLeaderEpochRequest, TopicName,
+};
+use kafka_protocol::protocol::StrBytes;
+
+use crate::codes::ErrorCode;
+use crate::connection::Connection;
+use crate::error::NetError;
+use crate::fetch::EpochEnd;
+
+/// Asks for the log start offset.
+pub const EARLIEST: i64 = -2;
+/// Asks for the high watermark.
+pub const LATEST: i64 = -1;
+
+/// Which offset is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct OffsetQuestion<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// The leader epoch we believe in; −1: unknown.
+    pub leader_epoch: i32,
+    /// Milliseconds since the epoch, or [`EARLIEST`] or [`LATEST`].
+    pub timestamp: i64,
+}
+
+/// Which epoch's end is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct EpochQuestion<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// The leader epoch we believe in; −1: unknown.
+    pub leader_epoch: i32,
+    /// The epoch.
+    pub epoch: i32,
+}
+
+/// A source that leaves a partition out of its answer has not answered for it.
+const UNANSWERED: ErrorCode = ErrorCode(-1);
+/// We are a consumer, not a replica.
+const CONSUMER: BrokerId = BrokerId(-1);
+
+impl Connection {
+    /// Offsets by time, one answer for each question, in order; −1 where no record is that young.
+    ///
+    /// # Errors
+    /// As [`Connection::request`]; what concerns one partition is in its answer.
+    pub async fn list_offsets(
+        &mut self,
+        questions: &[OffsetQuestion<'_>],
+    ) -> Result<Vec<Result<i64, ErrorCode>>, NetError> {
+        let topics = by_topic(
+            questions,
+            |q| q.topic,
+            |q| {
+                ListOffsetsPartition::default()
+                    .with_partition_index(q.partition)
+                    .with_current_leader_epoch(q.leader_epoch)
+                    .with_timestamp(q.timestamp)
+            },
+        );
+        let topics = topics.into_iter().map(|(name, partitions)| {
+            ListOffsetsTopic::default().with_name(topic_name(name)).with_partitions(partitions)
+        });
+        let request =
+            ListOffsetsRequest::default().with_replica_id(CONSUMER).with_topics(topics.collect());
+        let response = self.request(&request).await?;
+        let mut answers = HashMap::new();
+        for topic in &response.topics {
+            for p in &topic.partitions {
+                let answer = coded(p.error_code).map(|()| p.offset);
+                answers.insert((topic.name.0.as_str(), p.partition_index), answer);
+            }
+        }
+        let answer = |q: &OffsetQuestion<'_>| answers.get(&(q.topic, q.partition)).copied();
+        Ok(questions.iter().map(|q| answer(q).unwrap_or(Err(UNANSWERED))).collect())
+    }
+
+    /// Where epochs end in the source's logs, one answer for each question, in order. The answer's
+    /// epoch is the largest one the source has at or below the one asked for; −1 for both when it
+    /// has none.
+    ///
+    /// # Errors
+    /// As [`Connection::request`]; what concerns one partition is in its answer.
+    pub async fn epoch_ends(
+        &mut self,
+        questions: &[EpochQuestion<'_>],
+    ) -> Result<Vec<Result<EpochEnd, ErrorCode>>, NetError> {
+        let topics = by_topic(
+            questions,
+            |q| q.topic,
+            |q| {
+                OffsetForLeaderPartition::default()
+                    .with_partition(q.partition)
+                    .with_current_leader_epoch(q.leader_epoch)
+                    .with_leader_epoch(q.epoch)
+            },
+        );
+        let topics = topics.into_iter().map(|(name, partitions)| {
+            OffsetForLeaderTopic::default().with_topic(topic_name(name)).with_partitions(partitions)
+        });
+        let request = OffsetForLeaderEpochRequest::default()
+            .with_replica_id(CONSUMER)
+            .with_topics(topics.collect());
+        let response = self.request(&request).await?;
+        let mut answers = HashMap::new();
+        for topic in &response.topics {
+            for p in &topic.partitions {
+                let end = EpochEnd { epoch: p.leader_epoch, end_offset: p.end_offset };
+                let answer = coded(p.error_code).map(|()| end);
+                answers.insert((topic.topic.0.as_str(), p.partition), answer);
+            }
+        }
+        let answer = |q: &EpochQuestion<'_>| answers.get(&(q.topic, q.partition)).copied();
+        Ok(questions.iter().map(|q| answer(q).unwrap_or(Err(UNANSWERED))).collect())
+    }
+}
+
+/// Groups questions by topic, as the requests want them.
+fn by_topic<'a, Q, P>(
+    questions: &'a [Q],
+    topic: impl Fn(&'a Q) -> &'a str,
+    partition: impl Fn(&'a Q) -> P,
+) -> Vec<(&'a str, Vec<P>)> {
+    let mut topics: Vec<(&str, Vec<P>)> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for question in questions {
+        let name = topic(question);
+        let place = *places.entry(name).or_insert_with(|| {
+            topics.push((name, Vec::new()));
+            topics.len() - 1
+        });
+        topics[place].1.push(partition(question));
+    }
+    topics
+}
+
+fn coded(code: i16) -> Result<(), ErrorCode> {
+    match ErrorCode(code) {
+        ErrorCode::NONE => Ok(()),
+        other => Err(other),
+    }
+}
+
+fn topic_name(name: &str) -> TopicName {
+    TopicName(StrBytes::from_string(name.to_owned()))
+}
