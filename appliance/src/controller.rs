@@ -1,0 +1,248 @@
+//! Link control: what is copied, in which state, and what the shards are told.
+//!
+//! Everything here runs on the control thread's one executor, so state is in `RefCell`s that are
+//! never borrowed over an await. Reading (status, metrics) never waits for a verb; verbs of one link
+//! take turns. What is decided is durable before it is done, but for failover, where the copy is
+//! flushed before the decision, which names its end, is written.
+
+pub mod link;
+pub mod observe;
+pub mod placement;
+pub mod records;
+pub mod shards;
+pub mod source;
+pub mod status;
+pub mod store;
+mod verbs;
+
+pub use link::Link;
+pub use verbs::{Ending, Outcome, Request, TopicOutcome};
+
+use crate::config::{Config, LinkConfig};
+use crate::reload::{self, Change as ReloadChange, LinkFacts, Reload};
+use crate::shard_port::Event;
+use crate::states::LinkMode;
+use placement::Placement;
+use records::{Change, LinkRecord, Stored, TopicRecord};
+use shards::Shards;
+use source::Connector;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use store::{Store, StoreError};
+use tokio::sync::mpsc;
+
+/// What every link needs.
+pub struct Shared {
+    /// The data shards.
+    pub shards: Shards,
+    /// The metadata store.
+    pub store: Store,
+    /// Makes clients of sources.
+    pub connector: Box<dyn Connector>,
+    /// Who has how many partitions.
+    pub placement: RefCell<Placement>,
+    /// What the source calls us.
+    pub client_id: String,
+}
+
+/// All links.
+pub struct Controller {
+    shared: Rc<Shared>,
+    config: RefCell<Config>,
+    links: RefCell<BTreeMap<String, Rc<Link>>>,
+    /// Records of topics whose link is not declared; a link of that name finds them again.
+    dormant: RefCell<BTreeMap<String, BTreeMap<String, TopicRecord>>>,
+    last_reload: RefCell<Option<Reload>>,
+    events: RefCell<BTreeMap<&'static str, u64>>,
+    booted: Cell<bool>,
+}
+
+impl Controller {
+    /// Puts links together from the file and the store; nothing runs yet.
+    pub fn new(shared: Shared, config: Config, stored: Stored) -> Rc<Self> {
+        let mut dormant: BTreeMap<String, BTreeMap<String, TopicRecord>> = BTreeMap::new();
+        for (link, topic, record) in stored.topics {
+            dormant.entry(link).or_default().insert(topic, record);
+        }
+        let shared = Rc::new(shared);
+        let mut links = BTreeMap::new();
+        let mut records: BTreeMap<String, LinkRecord> = stored.links.into_iter().collect();
+        for declared in &config.links {
+            let record = records.remove(&declared.name);
+            let topics = dormant.remove(&declared.name).unwrap_or_default();
+            let link = Link::new(shared.clone(), declared.clone(), record, topics);
+            links.insert(declared.name.clone(), link);
+        }
+        Rc::new(Controller {
+            shared,
+            config: RefCell::new(config),
+            links: RefCell::new(links),
+            dormant: RefCell::new(dormant),
+            last_reload: RefCell::default(),
+            events: RefCell::default(),
+            booted: Cell::new(false),
+        })
+    }
+
+    /// Hands every known partition to its shard, finishes what a crash interrupted, and starts the
+    /// links' tasks. Works with every source dead.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub async fn boot(&self) -> Result<(), StoreError> {
+        for link in self.links() {
+            link.boot().await?;
+            link.start();
+        }
+        self.booted.set(true);
+        Ok(())
+    }
+
+    /// Whether [`Controller::boot`] has ended well.
+    pub fn is_booted(&self) -> bool {
+        self.booted.get()
+    }
+
+    /// All links, by name.
+    pub fn links(&self) -> Vec<Rc<Link>> {
+        self.links.borrow().values().cloned().collect()
+    }
+
+    /// One link.
+    pub fn link(&self, name: &str) -> Option<Rc<Link>> {
+        self.links.borrow().get(name).cloned()
+    }
+
+    /// What every link shares.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Config {
+        self.config.borrow().clone()
+    }
+
+    /// What the last reload came to.
+    pub fn last_reload(&self) -> Option<Reload> {
+        self.last_reload.borrow().clone()
+    }
+
+    /// Events from shards since start, by kind.
+    pub fn event_counts(&self) -> BTreeMap<&'static str, u64> {
+        self.events.borrow().clone()
+    }
+
+    /// Follows the shards' events until their senders are gone.
+    pub async fn follow_events(self: Rc<Self>, mut events: mpsc::Receiver<Event>) {
+        while let Some(event) = events.recv().await {
+            let kind = self.handle_event(event);
+            *self.events.borrow_mut().entry(kind).or_default() += 1;
+        }
+    }
+
+    fn handle_event(&self, event: Event) -> &'static str {
+        match event {
+            Event::MetadataStale { link } => {
+                if let Some(link) = self.link(&link) {
+                    link.refresh_soon();
+                }
+                "metadata_stale"
+            }
+            Event::SourceGap { key, lost_from, lost_to } => {
+                tracing::warn!(
+                    link = &*key.link,
+                    topic = &*key.topic,
+                    partition = key.partition,
+                    lost_from,
+                    lost_to,
+                    "the source deleted records before they were copied"
+                );
+                "source_gap"
+            }
+            Event::Fault { key, code, reason } => {
+                tracing::error!(
+                    link = &*key.link,
+                    topic = &*key.topic,
+                    partition = key.partition,
+                    code,
+                    reason,
+                    "a partition stopped"
+                );
+                "fault"
+            }
+            Event::Died { shard, reason } => {
+                tracing::error!(shard, reason, "a shard died");
+                "shard_died"
+            }
+        }
+    }
+
+    /// Applies a changed file as far as it is safe; what is refused is named and stays as it was.
+    ///
+    /// # Errors
+    /// When the metadata store fails; what was applied before stays applied.
+    pub async fn reload(&self, new: Config) -> Result<Reload, StoreError> {
+        let old = self.config();
+        let facts = |name: &str| self.link(name).map_or_else(LinkFacts::default, |l| l.facts());
+        let reload = reload::compare(&old, &new, facts);
+        let mut applied = old;
+        for change in &reload.changes {
+            match change {
+                ReloadChange::Add(config) => {
+                    self.add_link(config.clone()).await?;
+                    applied.links.push(config.clone());
+                }
+                ReloadChange::Update(config) => {
+                    if let Some(link) = self.link(&config.name) {
+                        link.update(config.clone()).await;
+                    }
+                    applied.links.retain(|link| link.name != config.name);
+                    applied.links.push(config.clone());
+                }
+                ReloadChange::Remove(name) => {
+                    self.remove_link(name).await?;
+                    applied.links.retain(|link| link.name != *name);
+                }
+            }
+        }
+        *self.config.borrow_mut() = applied;
+        *self.last_reload.borrow_mut() = Some(reload.clone());
+        Ok(reload)
+    }
+
+    async fn add_link(&self, config: LinkConfig) -> Result<(), StoreError> {
+        let name = config.name.clone();
+        let topics = self.dormant.borrow_mut().remove(&name).unwrap_or_default();
+        let link = Link::new(self.shared.clone(), config, None, topics);
+        self.links.borrow_mut().insert(name, link.clone());
+        link.boot().await?;
+        link.start();
+        Ok(())
+    }
+
+    async fn remove_link(&self, name: &str) -> Result<(), StoreError> {
+        let Some(link) = self.link(name) else { return Ok(()) };
+        self.shared.store.commit(vec![Change::remove_link(name)]).await?;
+        self.links.borrow_mut().remove(name);
+        let topics = link.retire().await;
+        self.dormant.borrow_mut().insert(name.to_owned(), topics);
+        Ok(())
+    }
+}
+
+/// Wall clock in milliseconds since 1970.
+pub fn wall_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Whether a link in this mode may talk to its source.
+fn may_talk(mode: LinkMode) -> bool {
+    mode == LinkMode::Active
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! The shards as control sees them: queues to send commands to, answers gathered in bounded time.
+
+use crate::shard_port::{Assign, Command, PartitionKey, Sealed, ShardStatus};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+/// How long a failover waits for the flush barrier. A disk that takes longer is broken.
+const SEAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long opening logs may take: recovery scans what lies above the last checkpoint.
+const ASSIGN_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long closing sockets or logs may take.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a status waits; a shard that does not answer is left out.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A shard did not do as told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShardError {
+    /// Its thread has ended.
+    #[error("shard {0} has ended")]
+    Gone(usize),
+    /// It did not answer in time.
+    #[error("shard {0} did not answer within {1:?}")]
+    Late(usize, Duration),
+}
+
+/// Queues to all shards.
+#[derive(Clone)]
+pub struct Shards {
+    senders: Vec<mpsc::Sender<Command>>,
+}
+
+impl Shards {
+    /// # Panics
+    /// Without a shard.
+    pub fn new(senders: Vec<mpsc::Sender<Command>>) -> Self {
+        assert!(!senders.is_empty(), "at least one shard");
+        Shards { senders }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.senders.len()
+    }
+
+    /// Sends to every shard, without waiting for effects.
+    pub async fn broadcast(&self, command: impl Fn() -> Command) {
+        for sender in &self.senders {
+            // A dead shard is reported by its own event.
+            let _ = sender.send(command()).await;
+        }
+    }
+
+    /// Opens partitions; the results come in the order of `assigns`.
+    pub async fn assign(&self, assigns: Vec<(usize, Assign)>) -> Vec<Result<(), String>> {
+        let total = assigns.len();
+        let mut by_shard: Vec<Vec<(usize, Assign)>> = vec![Vec::new(); self.count()];
+        for (position, (shard, assign)) in assigns.into_iter().enumerate() {
+            by_shard[shard].push((position, assign));
+        }
+        let mut results: Vec<Result<(), String>> = vec![Ok(()); total];
+        let mut waiting = Vec::new();
+        for (shard, group) in by_shard.into_iter().enumerate().filter(|(_, g)| !g.is_empty()) {
+            let (positions, partitions): (Vec<usize>, Vec<Assign>) = group.into_iter().unzip();
+            let (reply, answer) = oneshot::channel();
+            let _ = self.senders[shard].send(Command::Assign { partitions, reply }).await;
+            waiting.push((shard, positions, answer));
+        }
+        let deadline = Instant::now() + ASSIGN_TIMEOUT;
+        for (shard, positions, answer) in waiting {
+            let answers = wait(shard, answer, deadline, ASSIGN_TIMEOUT).await;
+            for (index, position) in positions.into_iter().enumerate() {
+                results[position] = match &answers {
+                    Ok(answers) => answers.get(index).cloned().unwrap_or(Ok(())),
+                    Err(error) => Err(error.to_string()),
+                };
+            }
+        }
+        results
+    }
+
+    /// Stops fetching; see [`Command::Pause`].
+    ///
+    /// # Errors
+    /// When a shard does not confirm.
+    pub async fn pause(
+        &self,
+        link: &Arc<str>,
+        topics: Option<Vec<Arc<str>>>,
+    ) -> Result<(), ShardError> {
+        self.ask(PAUSE_TIMEOUT, |reply| Command::Pause {
+            link: link.clone(),
+            topics: topics.clone(),
+            reply,
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The flush barrier; see [`Command::Seal`].
+    ///
+    /// # Errors
+    /// When a shard does not confirm: then nothing is known of its partitions.
+    pub async fn seal(
+        &self,
+        link: &Arc<str>,
+        topics: &[Arc<str>],
+    ) -> Result<Vec<Sealed>, ShardError> {
+        let answers = self
+            .ask(SEAL_TIMEOUT, |reply| Command::Seal {
+                link: link.clone(),
+                topics: topics.to_vec(),
+                reply,
+            })
+            .await?;
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// Closes partitions, and removes their folders when told so. Failures come with their key.
+    pub async fn release(
+        &self,
+        partitions: Vec<(usize, PartitionKey)>,
+        files: bool,
+    ) -> Vec<(PartitionKey, String)> {
+        let mut by_shard: Vec<Vec<PartitionKey>> = vec![Vec::new(); self.count()];
+        for (shard, key) in partitions {
+            by_shard[shard].push(key);
+        }
+        let mut waiting = Vec::new();
+        for (shard, keys) in by_shard.into_iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
+            let (reply, answer) = oneshot::channel();
+            let command = Command::Release { partitions: keys.clone(), files, reply };
+            let _ = self.senders[shard].send(command).await;
+            waiting.push((shard, keys, answer));
+        }
+        let deadline = Instant::now() + PAUSE_TIMEOUT;
+        let mut failures = Vec::new();
+        for (shard, keys, answer) in waiting {
+            match wait(shard, answer, deadline, PAUSE_TIMEOUT).await {
+                Ok(results) => {
+                    for (key, result) in keys.into_iter().zip(results) {
+                        failures.extend(result.err().map(|error| (key, error)));
+                    }
+                }
+                Err(error) => failures.extend(keys.into_iter().map(|k| (k, error.to_string()))),
+            }
+        }
+        failures
+    }
+
+    /// Snapshots by shard; a shard that does not answer in time is absent.
+    pub async fn status(&self, link: Option<Arc<str>>) -> Vec<Option<ShardStatus>> {
+        let mut waiting = Vec::new();
+        let deadline = Instant::now() + STATUS_TIMEOUT;
+        for sender in &self.senders {
+            let (reply, answer) = oneshot::channel();
+            // A full queue means a shard that does not come round: do not wait for it.
+            let sent = sender.try_send(Command::Status { link: link.clone(), reply });
+            waiting.push(sent.ok().map(|()| answer));
+        }
+        let mut statuses = Vec::new();
+        for (shard, answer) in waiting.into_iter().enumerate() {
+            statuses.push(match answer {
+                Some(answer) => wait(shard, answer, deadline, STATUS_TIMEOUT).await.ok(),
+                None => None,
+            });
+        }
+        statuses
+    }
+
+    /// Clean stop of all shards within `limit`; the ones that did not make it are named.
+    pub async fn stop(&self, limit: Duration) -> Result<(), ShardError> {
+        self.ask(limit, |reply| Command::Stop { reply }).await.map(drop)
+    }
+
+    /// Sends to all first and waits then, so that they work at the same time.
+    async fn ask<T>(
+        &self,
+        limit: Duration,
+        command: impl Fn(oneshot::Sender<T>) -> Command,
+    ) -> Result<Vec<T>, ShardError> {
+        let deadline = Instant::now() + limit;
+        let mut waiting = Vec::new();
+        for (shard, sender) in self.senders.iter().enumerate() {
+            let (reply, answer) = oneshot::channel();
+            match timeout_at(deadline, sender.send(command(reply))).await {
+                Ok(Ok(())) => waiting.push(answer),
+                Ok(Err(_)) => return Err(ShardError::Gone(shard)),
+                Err(_) => return Err(ShardError::Late(shard, limit)),
+            }
+        }
+        let mut answers = Vec::new();
+        for (shard, answer) in waiting.into_iter().enumerate() {
+            answers.push(wait(shard, answer, deadline, limit).await?);
+        }
+        Ok(answers)
+    }
+}
+
+async fn wait<T>(
+    shard: usize,
+    answer: oneshot::Receiver<T>,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<T, ShardError> {
+    match timeout_at(deadline, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) => Err(ShardError::Gone(shard)),
+        Err(_) => Err(ShardError::Late(shard, limit)),
+    }
+}

@@ -1,0 +1,91 @@
+//! The metadata store, on a thread of its own: its fsync must not stall the control thread.
+
+use super::records::Change;
+use std::thread::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
+
+/// Transactions that may wait; each is one verb or one discovery.
+const QUEUE_MAX: usize = 64;
+
+/// Keys and values.
+pub type Pairs = Vec<(String, Vec<u8>)>;
+
+/// What keeps the records: redb in the product, memory in tests.
+pub trait Backend: Send + 'static {
+    /// Everything stored.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn load(&mut self) -> Result<Pairs, String>;
+
+    /// One durable transaction: all of it or nothing.
+    ///
+    /// # Errors
+    /// When it did not become durable.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), String>;
+}
+
+/// The store failed; nothing of the transaction may be counted on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the metadata store failed: {0}")]
+pub struct StoreError(pub String);
+
+enum Request {
+    Load(oneshot::Sender<Result<Pairs, String>>),
+    Commit(Vec<Change>, oneshot::Sender<Result<(), String>>),
+}
+
+/// Handle to the store's thread; cheap to clone. The thread ends when the last handle is gone.
+#[derive(Clone)]
+pub struct Store {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Store {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(mut backend: impl Backend) -> std::io::Result<(Store, JoinHandle<()>)> {
+        let (requests, mut inbox) = mpsc::channel(QUEUE_MAX);
+        let thread = std::thread::Builder::new().name("metadata".to_owned()).spawn(move || {
+            while let Some(request) = inbox.blocking_recv() {
+                // A receiver that has gone away does not undo the transaction.
+                match request {
+                    Request::Load(reply) => drop(reply.send(backend.load())),
+                    Request::Commit(changes, reply) => drop(reply.send(backend.commit(&changes))),
+                }
+            }
+        })?;
+        Ok((Store { requests }, thread))
+    }
+
+    /// Everything stored.
+    ///
+    /// # Errors
+    /// When the store cannot be read or its thread has died.
+    pub async fn load(&self) -> Result<Pairs, StoreError> {
+        self.ask(Request::Load).await
+    }
+
+    /// One durable transaction. Nothing to change is no transaction.
+    ///
+    /// # Errors
+    /// When it did not become durable or the thread has died.
+    pub async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.ask(|reply| Request::Commit(changes, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Request,
+    ) -> Result<T, StoreError> {
+        let gone = || StoreError("its thread has ended".to_owned());
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?.map_err(StoreError)
+    }
+}
