@@ -18,6 +18,9 @@ pub const KAFKA: &str = "4.3.1";
 /// The last one before 4.
 pub const KAFKA_3: &str = "3.9.2";
 
+/// Kafka 4's brokers run on no older Java.
+const JAVA_MIN: u32 = 17;
+
 /// What is installed, and where.
 #[derive(Debug, Clone)]
 pub struct Installed {
@@ -58,29 +61,28 @@ fn kafka_dir(version: &str) -> PathBuf {
 }
 
 fn packages() -> Outcome {
-    let mut missing = Vec::new();
-    if !answers("javac") || !answers("java") {
-        missing.push("default-jdk-headless");
-    }
-    if !answers("mvn") {
-        missing.push("maven");
-    }
-    if missing.is_empty() {
+    let lacking = missing();
+    if lacking.is_empty() {
         return Ok(());
     }
-    let advice = format!("install by hand what is missing here: {}", missing.join(" "));
+    let advice = format!("install by hand what is missing here: {}", lacking.join(" "));
     if !nix::unistd::geteuid().is_root() {
-        return Err(format!("the tests need Java 17 or later and Maven; not being root, {advice}"));
+        return Err(format!(
+            "the tests need a JDK of {JAVA_MIN} or later and Maven; not being root, {advice}"
+        ));
     }
-    eprintln!("installing {}", missing.join(" "));
+    eprintln!("installing {}", lacking.join(" "));
     // A package list that cannot be renewed is no reason to stop: the old one may do.
     let _ = process::run("apt-get update", apt().arg("update"));
     process::run(
         "apt-get install",
-        apt().args(["install", "--no-install-recommends"]).args(missing),
+        apt().args(["install", "--no-install-recommends"]).args(lacking),
     )
     .map_err(|e| format!("{e}\n{advice}"))?;
-    Ok(())
+    if missing().is_empty() {
+        return Ok(());
+    }
+    Err(format!("installed, and still no Java {JAVA_MIN} or no Maven answers; {advice}"))
 }
 
 fn apt() -> Command {
@@ -89,8 +91,29 @@ fn apt() -> Command {
     apt
 }
 
-fn answers(program: &str) -> bool {
-    process::run(program, process::mortal(program).arg("-version")).is_ok()
+/// The packages of Debian that have what does not answer here.
+fn missing() -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    let recent = |program: &str| java_release(program).is_some_and(|release| release >= JAVA_MIN);
+    if !recent("java") || !recent("javac") {
+        missing.push("default-jdk-headless");
+    }
+    if process::run("mvn", process::mortal("mvn").arg("-version")).is_err() {
+        missing.push("maven");
+    }
+    missing
+}
+
+/// The feature release of a JDK's tool: `openjdk version "17.0.15"`, `javac 17.0.15`.
+fn java_release(program: &str) -> Option<u32> {
+    let said = process::run_any(program, process::mortal(program).arg("-version")).ok()?;
+    if !said.status.success() {
+        return None;
+    }
+    format!("{}{}", said.stdout, said.stderr).split_whitespace().find_map(|word| {
+        let release = word.trim_matches('"').split(['.', '-', '+']).next()?;
+        release.parse().ok()
+    })
 }
 
 fn kafka(version: &str) -> Outcome {
