@@ -190,6 +190,11 @@ pub fn stats() -> Stats {
     with_current(|executor| executor.stats())
 }
 
+/// CPU time this thread has used, user and system.
+pub fn thread_cpu() -> Duration {
+    crate::uring::thread_cpu()
+}
+
 /// A running task and, awaited, its value. Dropping it stops the task; [`Task::detach`] lets it run.
 #[must_use = "dropping a task stops it"]
 pub struct Task<T> {

@@ -33,10 +33,10 @@ mod time;
 mod timer;
 mod uring;
 
-pub use executor::{Config, Share, Stats, Task, run, spawn, stats, yield_now};
+pub use executor::{Config, Share, Stats, Task, run, spawn, stats, thread_cpu, yield_now};
 pub use file::{File, OpenOptions};
 pub use memory::{BLOCK, Class, Gather, Lease, MemoryUse, Slice, lease, memory, try_lease};
-pub use socket::{Address, Listener, Stream};
+pub use socket::{Address, ClosingSocket, Listener, Stream};
 #[cfg(test)]
 mod tests;
 

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 pub use crate::driver::Address;
 use crate::executor::with_current;
 use crate::memory::{Gather, Lease};
 use crate::op::{Handle, Op, perform};
+use crate::time::sleep;
 
 /// A connected stream; cheap to clone. Closes with its last clone and its last operation.
 #[derive(Clone, Debug)]
@@ -74,11 +76,35 @@ impl Stream {
         Ok(())
     }
 
+    /// A watch on the stream's end that does not keep it open.
+    pub fn watch_close(&self) -> ClosingSocket {
+        ClosingSocket { handle: Rc::downgrade(&self.handle) }
+    }
+
     /// Ends the stream both ways; operations in flight complete.
     pub fn shutdown(&self) {
         with_current(|executor| executor.shutdown(self.handle.number()));
     }
 }
+
+/// Watches a stream that others hold, see [`Stream::watch_close`].
+#[derive(Clone, Debug)]
+pub struct ClosingSocket {
+    handle: Weak<Handle>,
+}
+
+impl ClosingSocket {
+    /// Waits until the last holder, operations included, has let go and the socket is closed.
+    pub async fn closed(&self) {
+        while self.handle.strong_count() > 0 {
+            sleep(CLOSE_POLL).await;
+        }
+        sleep(CLOSE_POLL).await; // the driver's turn in between submits the close
+    }
+}
+
+/// Closing is rare and soon: looking now and then costs less than telling.
+const CLOSE_POLL: Duration = Duration::from_millis(1);
 
 /// A listening socket.
 #[derive(Debug)]

@@ -26,7 +26,7 @@ use crate::op::{Done, Op, Token};
 use crate::time::Instant;
 
 mod system;
-pub use system::{free_bytes, sync_filesystem};
+pub use system::{free_bytes, sync_filesystem, thread_cpu};
 
 /// The eventfd read that other threads complete to wake this one.
 const BELL: u64 = u64::MAX;

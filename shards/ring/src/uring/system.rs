@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::driver::Address;
 
@@ -31,10 +32,18 @@ pub fn ring_bell(bell: &OwnedFd) {
 }
 
 pub fn monotonic_nanos() -> u64 {
-    // SAFETY: fills the local it is given; the clock always exists.
+    clock_nanos(libc::CLOCK_MONOTONIC)
+}
+
+pub fn thread_cpu() -> Duration {
+    Duration::from_nanos(clock_nanos(libc::CLOCK_THREAD_CPUTIME_ID))
+}
+
+fn clock_nanos(clock: libc::clockid_t) -> u64 {
+    // SAFETY: fills the local it is given; both clocks always exist.
     let time = unsafe {
         let mut time: libc::timespec = zeroed();
-        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
+        libc::clock_gettime(clock, &mut time);
         time
     };
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()

@@ -1,0 +1,479 @@
+//! What the control thread and a shard say to each other: plain data that moves between threads.
+//!
+//! Every command is idempotent, and none waits behind a slow source. A reply whose receiver is gone
+//! is dropped.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+/// How a shard is made.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which shard this is, from 0.
+    pub index: u16,
+    /// The shard's part of the memory budget, in bytes.
+    pub memory_bytes: usize,
+    /// Where logs may live; one or more file systems.
+    pub data_dirs: Vec<PathBuf>,
+    /// How we name ourselves to a source.
+    pub client_id: String,
+    /// Processors the kernel's helpers may use; empty: any.
+    pub helper_cores: Vec<usize>,
+    /// How long a clean stop may take.
+    pub stop_limit: Duration,
+}
+
+/// Names a partition everywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartitionKey {
+    /// The link it belongs to.
+    pub link: Arc<str>,
+    /// Its topic.
+    pub topic: Arc<str>,
+    /// Its number.
+    pub partition: i32,
+}
+
+impl fmt::Display for PartitionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}-{}", self.link, self.topic, self.partition)
+    }
+}
+
+/// What control asks of a shard.
+#[derive(Debug)]
+pub enum Command {
+    /// A link's settings: before its first [`Command::Assign`], and when a reload changed them.
+    Link {
+        /// Which link.
+        link: Arc<str>,
+        /// Its settings.
+        settings: LinkSettings,
+    },
+    /// Open or create logs and, unless told otherwise, replicate. Answered when the logs are open.
+    Assign {
+        /// Which.
+        partitions: Vec<Assign>,
+        /// One answer each, in order.
+        reply: oneshot::Sender<Vec<Result<(), Refused>>>,
+    },
+    /// Who leads what and where the brokers are, for all partitions of the link.
+    Leaders {
+        /// Which link.
+        link: Arc<str>,
+        /// The whole picture.
+        view: Arc<ClusterView>,
+    },
+    /// Stop fetching. Answered when nothing more will be appended and, for a whole link, every
+    /// socket to the source is closed.
+    Pause {
+        /// Which link.
+        link: Arc<str>,
+        /// Which topics; `None`: the whole link.
+        topics: Option<Vec<Arc<str>>>,
+        /// Done.
+        reply: oneshot::Sender<()>,
+    },
+    /// Fetch again. Also ends a [`Command::Hold`] and lets faulted partitions try anew.
+    Resume {
+        /// Which link.
+        link: Arc<str>,
+        /// Which topics; `None`: the link, and every topic not paused by itself.
+        topics: Option<Vec<Arc<str>>>,
+    },
+    /// The barrier of a failover: stop fetching for good and flush. Works with the source dead.
+    Seal {
+        /// Which link.
+        link: Arc<str>,
+        /// Which topics.
+        topics: Vec<Arc<str>>,
+        /// What is flushed, for each partition this shard owns of them.
+        reply: oneshot::Sender<Vec<Sealed>>,
+    },
+    /// What control saw of a whole topic (deleted, recreated, fewer partitions): stop fetching and
+    /// show this.
+    Hold {
+        /// Which link.
+        link: Arc<str>,
+        /// Which topic.
+        topic: Arc<str>,
+        /// The state to show.
+        state: PartitionState,
+        /// Why.
+        reason: String,
+    },
+    /// Flush, seal and close; the files stay.
+    Release {
+        /// Which.
+        partitions: Vec<PartitionKey>,
+        /// Done.
+        reply: oneshot::Sender<()>,
+    },
+    /// As [`Command::Release`], and the folder goes.
+    Delete {
+        /// Which.
+        partitions: Vec<PartitionKey>,
+        /// One answer each, in order.
+        reply: oneshot::Sender<Vec<Result<(), Refused>>>,
+    },
+    /// A snapshot for status and metrics.
+    Status {
+        /// Which link; `None`: all.
+        link: Option<Arc<str>>,
+        /// The snapshot.
+        reply: oneshot::Sender<ShardStatus>,
+    },
+    /// Close sockets, flush, seal and cut live segments, end the thread.
+    Stop {
+        /// Done.
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// How a link is replicated, as far as shards need to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkSettings {
+    /// Where a new partition begins.
+    pub start: Start,
+    /// Bytes per second for this shard; `None`: unlimited.
+    pub rate_limit: Option<u64>,
+    /// The same for partitions that are far behind, in addition.
+    pub backfill_rate_limit: Option<u64>,
+    /// Connections to one broker at most.
+    pub connections_max: u32,
+    /// Whether records the source lost may be cut off here too.
+    pub allow_truncation: bool,
+    /// What to do when the source's log starts beyond our end.
+    pub on_source_gap: OnSourceGap,
+    /// How long files below the log start are kept.
+    pub undo_window: Duration,
+    /// The largest batch taken, in bytes.
+    pub batch_bytes_max: u32,
+}
+
+/// Where a new partition begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the source's log start.
+    Earliest,
+    /// At the source's end.
+    Latest,
+    /// At the first record of this time or later (milliseconds since the epoch); if there is
+    /// none, at the source's end.
+    TimestampMs(i64),
+}
+
+/// What to do when the source's log starts beyond our end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnSourceGap {
+    /// Report the lost range and go on behind it.
+    Continue,
+    /// Wait for a person.
+    Fault,
+}
+
+/// One partition to own.
+#[derive(Clone, Debug)]
+pub struct Assign {
+    /// Which.
+    pub key: PartitionKey,
+    /// The topic's id at the source; `None` when the source has none.
+    pub topic_id: Option<Uuid>,
+    /// The data directory its folder is in, or is to be created in.
+    pub data_dir: PathBuf,
+    /// What to do with it.
+    pub mode: Mode,
+    /// Roll a segment at this size, in bytes.
+    pub segment_bytes: u32,
+    /// Roll a segment at this age, in milliseconds.
+    pub segment_ms: i64,
+}
+
+/// What to do with a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Follow the source.
+    Replicate,
+    /// Open, but not fetched.
+    Paused,
+    /// Failing over or failed over: open, never fetched again.
+    Sealed,
+    /// Held by control, see [`Command::Hold`].
+    Held {
+        /// The state to show.
+        state: PartitionState,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a command was refused for one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// In words.
+    pub reason: String,
+}
+
+/// The source cluster as control last saw it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterView {
+    /// Its brokers.
+    pub brokers: Vec<Broker>,
+    /// The link's topics.
+    pub topics: Vec<TopicView>,
+}
+
+/// One broker, its name resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broker {
+    /// Its id.
+    pub id: i32,
+    /// Its name as advertised.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Where that is; tried in order.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// One topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicView {
+    /// Its name.
+    pub topic: Arc<str>,
+    /// Its id, if the source has ids.
+    pub topic_id: Option<Uuid>,
+    /// Its partitions.
+    pub partitions: Vec<PartitionView>,
+}
+
+/// One partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionView {
+    /// Its number.
+    pub partition: i32,
+    /// Who leads it; `None`: nobody now.
+    pub leader: Option<i32>,
+    /// The leader's epoch; −1 when unknown.
+    pub leader_epoch: i32,
+}
+
+/// Where a sealed partition ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Which.
+    pub key: PartitionKey,
+    /// The next offset after what is flushed.
+    pub end_offset: i64,
+    /// The epoch of its last batch.
+    pub last_epoch: Option<i32>,
+    /// Why the flush failed, if it did.
+    pub error: Option<String>,
+}
+
+/// A shard's snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct ShardStatus {
+    /// Its partitions.
+    pub partitions: Vec<PartitionStatus>,
+    /// Its counters.
+    pub stats: ShardStats,
+    /// Open connections to the source, by link.
+    pub connections: Vec<(Arc<str>, u32)>,
+}
+
+/// One partition's snapshot. Offsets are next offsets: one past the last record.
+#[derive(Clone, Debug)]
+pub struct PartitionStatus {
+    /// Which.
+    pub key: PartitionKey,
+    /// Its state.
+    pub state: PartitionState,
+    /// Why, when there is something to say.
+    pub reason: Option<String>,
+    /// When this state began, in milliseconds since the epoch.
+    pub since_ms: i64,
+    /// When it is tried again.
+    pub retry_at_ms: Option<i64>,
+    /// The first offset readers see.
+    pub log_start: i64,
+    /// In memory, checked.
+    pub received: i64,
+    /// Handed to the disk.
+    pub written: i64,
+    /// Safe from power loss.
+    pub flushed: i64,
+    /// The source's log start as last heard; `None`: not heard since start.
+    pub source_start: Option<i64>,
+    /// The source's high watermark as last heard; `None`: not heard since start.
+    pub source_end: Option<i64>,
+    /// The latest time of which we know that we had all the source had then. The lag in seconds
+    /// is now minus this; it grows while the source is away.
+    pub caught_up_at_ms: Option<i64>,
+    /// Record bytes received since start.
+    pub bytes_received: u64,
+    /// Offsets passed since start (gaps count as passed).
+    pub records_received: u64,
+    /// Who leads it at the source.
+    pub leader: Option<i32>,
+    /// That leader's epoch.
+    pub leader_epoch: Option<i32>,
+}
+
+/// What a partition is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PartitionState {
+    /// Its log is open; it has not been compared with the source yet.
+    Starting,
+    /// It follows the source.
+    Active,
+    /// Not fetched, by order.
+    Paused,
+    /// The source cannot be asked now; it will be again, at a known time.
+    Retrying,
+    /// The disk has no room. Nothing is fetched until it has.
+    DiskFull,
+    /// A person has to decide.
+    Faulted(FaultCode),
+    /// Bytes that were safe on disk are not what they were.
+    Corrupt,
+    /// Failing over or failed over: never fetched again.
+    Sealed,
+}
+
+impl PartitionState {
+    /// The state's stable name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "STARTING",
+            Self::Active => "ACTIVE",
+            Self::Paused => "PAUSED",
+            Self::Retrying => "RETRYING",
+            Self::DiskFull => "DISK_FULL",
+            Self::Faulted(_) => "FAULTED",
+            Self::Corrupt => "CORRUPT",
+            Self::Sealed => "SEALED",
+        }
+    }
+}
+
+/// Why a partition waits for a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultCode {
+    /// The topic was deleted and made anew under another id.
+    TopicRecreated,
+    /// The topic is gone at the source.
+    TopicDeleted,
+    /// The topic has fewer partitions than before.
+    PartitionsDecreased,
+    /// The source's log and ours hold different records at the same offsets.
+    Diverged,
+    /// The source's log starts beyond our end.
+    SourceGap,
+    /// A batch larger than the configured maximum.
+    BatchTooLarge,
+    /// A batch whose checksum is wrong, again and again.
+    CorruptBatch,
+    /// A batch whose header cannot be right, again and again.
+    BadBatch,
+    /// The source refuses us this topic.
+    Denied,
+    /// The source cannot read its own records.
+    SourceDamaged,
+    /// The local log cannot be used.
+    LocalLog,
+}
+
+impl FaultCode {
+    /// The code's stable name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::TopicRecreated => "topic_recreated",
+            Self::TopicDeleted => "topic_deleted",
+            Self::PartitionsDecreased => "partitions_decreased",
+            Self::Diverged => "diverged",
+            Self::SourceGap => "source_gap",
+            Self::BatchTooLarge => "batch_too_large",
+            Self::CorruptBatch => "corrupt_batch",
+            Self::BadBatch => "bad_batch",
+            Self::Denied => "denied",
+            Self::SourceDamaged => "source_damaged",
+            Self::LocalLog => "local_log",
+        }
+    }
+}
+
+/// A shard's counters since it started.
+#[derive(Clone, Debug, Default)]
+pub struct ShardStats {
+    /// Record bytes received from sources.
+    pub bytes_received: u64,
+    /// Bytes written to logs.
+    pub bytes_written: u64,
+    /// Offsets passed.
+    pub records: u64,
+    /// Fetch requests answered.
+    pub fetches: u64,
+    /// File system flushes.
+    pub flushes: u64,
+    /// CPU time of the shard's thread, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Time inside `io_uring_enter`, waiting included, in nanoseconds.
+    pub enter_ns: u64,
+    /// Of that, time when nothing was waited for.
+    pub enter_busy_ns: u64,
+    /// Calls of `io_uring_enter`.
+    pub enters: u64,
+    /// The memory budget in bytes.
+    pub memory_budget: u64,
+    /// Of that, lent out now.
+    pub memory_used: u64,
+    /// Of that, the most ever lent out.
+    pub memory_peak: u64,
+    /// Errors by kind.
+    pub errors: Vec<(&'static str, u64)>,
+}
+
+/// What a shard tells control unasked. The channel is bounded; what does not fit is said again
+/// later or is in the status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The picture of the cluster is old.
+    MetadataStale {
+        /// Of which link.
+        link: Arc<str>,
+    },
+    /// The source no longer has records that we never got.
+    SourceGap {
+        /// Where.
+        key: PartitionKey,
+        /// The first lost offset.
+        lost_from: i64,
+        /// One past the last lost offset.
+        lost_to: i64,
+    },
+    /// A partition waits for a person.
+    Fault {
+        /// Which.
+        key: PartitionKey,
+        /// Its stable code.
+        code: FaultCode,
+        /// In words.
+        reason: String,
+    },
+    /// Records the source had lost were cut off here too.
+    Truncated {
+        /// Where.
+        key: PartitionKey,
+        /// The first offset cut off.
+        from: i64,
+        /// One past the last offset cut off.
+        to: i64,
+    },
+}
