@@ -27,6 +27,9 @@ pub enum FrameError {
         /// The id that came.
         got: i32,
     },
+    /// More bytes than the answer has, while nothing else was asked.
+    #[error("bytes that nobody asked for behind the response")]
+    Unasked,
     /// A frame that ends inside its own head, or does not end where its content does.
     #[error("response head is cut short")]
     ShortHead,

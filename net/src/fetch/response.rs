@@ -200,6 +200,9 @@ struct Tags {
     body_bytes: usize,
 }
 
+/// Is given the number of a tagged field and its first bytes.
+type OnTag = fn(&mut PartitionTail, u32, &[u8]) -> Result<(), ParseError>;
+
 /// No tagged field that matters holds more, but for tagged fields of its own.
 const TAG_BYTES: usize = 12;
 
@@ -289,7 +292,7 @@ impl ResponseParser {
                 if self.flexible() { State::HeaderTags } else { State::Head }
             }
             State::HeaderTags => {
-                need!(self.tags(input, |_, _| Ok(())));
+                need!(self.tags(input, |_, _, _| Ok(())));
                 State::Head
             }
             State::Head => {
@@ -342,7 +345,7 @@ impl ResponseParser {
                 if self.flexible() { State::AbortedTags } else { State::AbortedNext }
             }
             State::AbortedTags => {
-                need!(self.tags(input, |_, _| Ok(())));
+                need!(self.tags(input, |_, _, _| Ok(())));
                 State::AbortedNext
             }
             State::PreferredReplica => {
@@ -363,12 +366,12 @@ impl ResponseParser {
                 return Ok(self.partition_end());
             }
             State::TopicTags => {
-                need!(self.tags(input, |_, _| Ok(())));
+                need!(self.tags(input, |_, _, _| Ok(())));
                 State::TopicNext
             }
             State::TopTags => {
                 // Among them (from version 16 on) addresses of new leaders: metadata tells as much.
-                need!(self.tags(input, |_, _| Ok(())));
+                need!(self.tags(input, |_, _, _| Ok(())));
                 State::Done
             }
             State::Done if self.left > 0 => return Err(ParseError::Trailing(self.left)),
@@ -547,7 +550,7 @@ impl ResponseParser {
     fn tags(
         &mut self,
         input: &mut &[u8],
-        found: fn(&mut PartitionTail, (u32, &[u8])) -> Result<(), ParseError>,
+        found: OnTag,
     ) -> Result<Option<()>, ParseError> {
         const WHAT: &str = "tagged field";
         let mut left = match self.tags.left {
@@ -578,7 +581,7 @@ impl ResponseParser {
                         return Ok(None);
                     }
                     let body = &self.tags.body[..self.tags.body_bytes];
-                    found(&mut self.tail, (self.tags.number, body))?;
+                    found(&mut self.tail, self.tags.number, body)?;
                     self.tags.stage = TagStage::Number;
                     left -= 1;
                 }
@@ -619,8 +622,7 @@ const NO_PARTITION: PartitionHead = PartitionHead {
 
 /// Tagged fields of a partition: 0 diverging epoch, 1 current leader. (2, the id of a snapshot, is
 /// for followers of the metadata log.)
-fn partition_tag(tail: &mut PartitionTail, tag: (u32, &[u8])) -> Result<(), ParseError> {
-    let (number, body) = tag;
+fn partition_tag(tail: &mut PartitionTail, number: u32, body: &[u8]) -> Result<(), ParseError> {
     let needs = |bytes| if body.len() < bytes { Err(ParseError::BadTag(number)) } else { Ok(()) };
     match number {
         0 => {
