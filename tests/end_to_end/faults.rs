@@ -1,41 +1,64 @@
 //! What breaks.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
-use tests::Outcome;
 use tests::dump::Gaps;
 use tests::image::Image;
-use tests::understudy::{LINK, Understudy};
+use tests::understudy::{LINK, Partition, Understudy};
+use tests::{Outcome, install};
 
 use crate::stage::{Stage, ensure};
 
-/// `kill -9` under load, again and again: nothing that was reported flushed is lost, no byte
-/// differs.
+/// `kill -9` under load at random moments, at boot too: nothing that was reported flushed is lost,
+/// no byte differs. `UNDERSTUDY_KILLS` says how often.
 pub fn killed_under_load(stage: &mut Stage) -> Outcome {
+    let rounds = std::env::var("UNDERSTUDY_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     let topic = "killed";
+    let load = json!({"partitions": 3, "records_per_second": 5_000, "codec": "zstd"});
     stage.load.create(topic, 3, 3, &[("segment.bytes", "1048576")])?;
-    stage
-        .load
-        .begin(topic, json!({"partitions": 3, "records_per_second": 5_000, "codec": "zstd"}))?;
+    stage.load.begin(topic, load)?;
     let mut copy = Understudy::start("killed", &stage.cluster, &[topic])?;
-    let mut flushed = 0;
-    for _ in 0..5 {
-        stage.load.await_more(topic, 3_000)?;
-        let told = copy.wait_until("records to come", |all| {
-            !all.is_empty() && all.iter().all(|p| p.flushed > Some(flushed))
-        })?;
+    let mut random = seeded();
+    let mut slowest = Duration::ZERO;
+    for round in 0..rounds {
+        let told = copy.wait_until("three partitions", |all| all.len() == 3)?;
+        std::thread::sleep(Duration::from_millis(random() % 700));
+        let told = copy.status().unwrap_or(told);
         copy.kill();
+        if round % 4 == 3 {
+            copy.spawn()?;
+            std::thread::sleep(Duration::from_millis(random() % 150));
+            copy.kill();
+        }
+        let started = Instant::now();
         copy.launch()?;
-        let back = copy.wait_until("all partitions to be there", |all| all.len() == told.len())?;
+        slowest = slowest.max(started.elapsed());
+        let back = copy.wait_until("all partitions to be there", |all| {
+            all.len() == told.len() && all.iter().all(|p| p.flushed.is_some())
+        })?;
         for partition in &told {
             let now = back.iter().find(|p| p.partition == partition.partition);
             ensure(now.is_some_and(|p| p.flushed >= partition.flushed), || {
-                format!("killed at {partition:?}, back at {now:?}")
+                format!("round {round}: killed at {partition:?}, back at {now:?}")
             })?;
-            flushed = flushed.max(partition.flushed.unwrap_or(0));
         }
     }
     stage.load.stop(topic)?;
+    eprintln!("  {rounds} kills; the slowest start took {} ms", slowest.as_millis());
     stage.prove(&mut copy, &[topic], Gaps::None).map(drop)
+}
+
+/// Numbers from a seed, which is printed; `UNDERSTUDY_SEED` repeats one.
+fn seeded() -> impl FnMut() -> u64 {
+    let given = std::env::var("UNDERSTUDY_SEED").ok().and_then(|n| n.parse().ok());
+    let mut state: u64 = given.unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("  UNDERSTUDY_SEED={state}");
+    move || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 33
+    }
 }
 
 /// Each broker in turn killed and started again while producers write: leaders move, epochs rise.
@@ -81,7 +104,7 @@ pub fn broker_killed_while_producing(stage: &mut Stage) -> Outcome {
 
 /// Waits until all copies of these topics are in sync.
 fn whole(stage: &Stage, topics: &[&str]) -> Outcome {
-    tests::wait_for("all copies to be in sync", std::time::Duration::from_secs(90), || {
+    tests::wait_for("all copies to be in sync", Duration::from_secs(90), || {
         for topic in topics {
             let Ok(described) = stage.load.describe(topic) else { return Ok(None) };
             let in_sync = described.in_sync.iter().zip(&described.replicas);
@@ -113,7 +136,7 @@ pub fn unclean_election(stage: &mut Stage) -> Outcome {
     stage.cluster.kill(1);
     stage.cluster.restart(2)?;
     // Elected of itself or by us: the topic allows it.
-    tests::wait_for("the stale copy to lead", std::time::Duration::from_secs(60), || {
+    tests::wait_for("the stale copy to lead", Duration::from_secs(60), || {
         let elect = json!({"topic": topic, "partition": 0, "unclean": true});
         let _ = stage.load.call("elect", elect);
         Ok(stage.load.describe(topic).is_ok_and(|t| t.leaders == [Some(2)]).then_some(()))
@@ -138,4 +161,89 @@ pub fn unclean_election(stage: &mut Stage) -> Outcome {
     copy.launch()?;
     copy.verb(&["resume", LINK])?;
     stage.prove(&mut copy, &[topic], Gaps::None).map(drop)
+}
+
+/// Records gone from the source before they came to us: by policy the exact range is named and the
+/// partition FAULTED, or the copy goes on behind the gap.
+pub fn lost_before_it_came(stage: &mut Stage) -> Outcome {
+    let topic = "lost";
+    stage.load.create(topic, 1, 3, &[])?;
+    let some = json!({"records": 1_000});
+    stage.load.produce(topic, some.clone())?;
+    let mut copy = Understudy::new("lost", &stage.cluster, &[topic])?;
+    copy.set("on_source_gap", "\"fault\"")?;
+    copy.launch()?;
+    copy.wait_caught_up(topic, &[1_000])?;
+    copy.stop()?;
+    stage.load.produce(topic, some)?;
+    stage.load.call("delete-records", json!({"topic": topic, "partition": 0, "before": 1_500}))?;
+    copy.launch()?;
+    let faulted =
+        copy.wait_until("the gap to be FAULTED", |all| all.iter().any(|p| p.state == "FAULTED"))?;
+    let reason = faulted[0].reason.replace([',', '_'], "");
+    let last = reason.contains("1500") || reason.contains("1499");
+    ensure(reason.contains("1000") && last, || format!("not the lost range: {reason}"))?;
+    copy.stop()?;
+    copy.set("on_source_gap", "\"continue\"")?;
+    copy.launch()?;
+    copy.verb(&["resume", LINK])?;
+    stage.prove(&mut copy, &[topic], Gaps::Allowed).map(drop)
+}
+
+/// The source dies and does not come back: failed over in one verb, twice is once, and a restart
+/// changes nothing. Then another cluster is found at the source's address: a live link refuses it.
+pub fn failover_with_the_source_dead(stage: &mut Stage) -> Outcome {
+    let mut source = Stage::of(&stage.installed, install::KAFKA_3, "dying", 1)?;
+    let topics = ["fo-one", "fo-two"];
+    for topic in topics {
+        source.load.create(topic, 2, 1, &[])?;
+        source.load.produce(topic, json!({"records": 4_000, "partitions": 2}))?;
+    }
+    let mut copy = Understudy::start("failover", &source.cluster, &["fo-*"])?;
+    let mut originals = Vec::new();
+    for topic in topics {
+        originals.extend(source.originals(topic)?);
+        copy.wait_caught_up(topic, &[2_000, 2_000])?;
+    }
+    source.cluster.kill(1);
+    let over = |all: &[Partition]| all.len() == 4 && all.iter().all(|p| p.state == "FAILED_OVER");
+    copy.verb(&["failover", LINK, "--all", "--dry-run"])?;
+    ensure(!over(&copy.status()?), || "a dry run has failed over".into())?;
+    for _ in 0..2 {
+        copy.verb(&["failover", LINK, "--all"])?;
+        copy.wait_until("the link to be failed over", over)?;
+    }
+    copy.stop()?;
+    copy.launch()?;
+    copy.wait_until("the link to be failed over still", over)?;
+    copy.stop()?;
+    stage.prove_stopped(&copy, &originals, Gaps::None).map(drop)
+}
+
+/// Another cluster answers at the source's addresses: refused, both ids named, nothing touched.
+pub fn another_cluster_is_refused(stage: &mut Stage) -> Outcome {
+    let topic = "elsewhere";
+    let mine = Stage::of(&stage.installed, install::KAFKA_3, "other", 1)?;
+    for (place, records) in [(&mine, 1_000), (&*stage, 3_000)] {
+        let copies = place.cluster.ids().count();
+        place.load.create(topic, 1, copies, &[])?;
+        place.load.produce(topic, json!({"records": records, "seed": records}))?;
+    }
+    let mut copy = Understudy::start("elsewhere", &mine.cluster, &[topic])?;
+    copy.wait_caught_up(topic, &[1_000])?;
+    let originals = mine.originals(topic)?;
+    copy.stop()?;
+    copy.source(&stage.cluster)?;
+    copy.launch()?;
+    let mut ids = Vec::new();
+    for place in [&mine, &*stage] {
+        let told = place.load.call("brokers", json!({}))?;
+        ids.push(told["cluster_id"].as_str().unwrap_or("none").to_owned());
+    }
+    tests::wait_for("both cluster ids to be named", Duration::from_secs(60), || {
+        let said = copy.verb(&["status", "--json"])?;
+        Ok(ids.iter().all(|id| said.contains(id)).then_some(()))
+    })?;
+    copy.stop()?;
+    stage.prove_stopped(&copy, &originals, Gaps::None).map(drop)
 }

@@ -220,3 +220,18 @@ pub fn restarted_under_load(stage: &mut Stage) -> Outcome {
     stage.load.stop(topic)?;
     stage.prove(&mut copy, &[topic], Gaps::None).map(drop)
 }
+
+/// A whole cluster with all that the scenarios before left in it, and nothing internal.
+pub fn everything_at_once(stage: &mut Stage) -> Outcome {
+    let some = json!({"records": 1_000});
+    stage.load.create("zz-last", 1, 3, &[])?;
+    stage.load.produce("zz-last", some)?;
+    let listed = stage.load.call("topics", json!({}))?;
+    let names = listed["names"].as_array().into_iter().flatten();
+    let topics: Vec<&str> = names.filter_map(serde_json::Value::as_str).collect();
+    ensure(topics.contains(&"zz-last"), || format!("{topics:?}"))?;
+    let mut copy = Understudy::start("everything", &stage.cluster, &["*"])?;
+    let originals = stage.prove(&mut copy, &topics, Gaps::Allowed)?;
+    let copied = tests::dump::partition_dirs(&copy.link_dir())?.len();
+    ensure(copied == originals.len(), || format!("{copied} partitions of {}", originals.len()))
+}

@@ -34,6 +34,10 @@ const SCENARIOS: &[Scenario] = &[
     ("killed_under_load", faults::killed_under_load),
     ("broker_killed_while_producing", faults::broker_killed_while_producing),
     ("unclean_election", faults::unclean_election),
+    ("lost_before_it_came", faults::lost_before_it_came),
+    ("everything_at_once", lifecycle::everything_at_once),
+    ("another_cluster_is_refused", faults::another_cluster_is_refused),
+    ("failover_with_the_source_dead", faults::failover_with_the_source_dead),
     ("kafka_before_four", content::kafka_before_four),
 ];
 

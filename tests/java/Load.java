@@ -103,6 +103,7 @@ public final class Load {
         return switch (verb) {
             case "create" -> create(r);
             case "delete" -> delete(r);
+            case "topics" -> topics();
             case "describe" -> describe(r.get("topic").asText());
             case "add-partitions" -> addPartitions(r);
             case "delete-records" -> deleteRecords(r);
@@ -175,6 +176,14 @@ public final class Load {
             Thread.sleep(100);
         }
         return JSON.createObjectNode();
+    }
+
+    /** All topics that are not internal. */
+    private JsonNode topics() throws Exception {
+        ObjectNode out = JSON.createObjectNode();
+        ArrayNode names = out.putArray("names");
+        admin.listTopics().names().get().stream().sorted().forEach(names::add);
+        return out;
     }
 
     private TopicDescription topic(String name) throws Exception {

@@ -135,25 +135,43 @@ bootstrap_servers = {bootstrap:?}
         fs::write(self.config(), text).map_err(|e| format!("{}: {e}", self.config().display()))
     }
 
+    /// Has the link's source be another cluster, in the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn source(&mut self, source: &Cluster) -> Outcome {
+        self.bootstrap = source.bootstrap_servers();
+        self.set("start", "\"earliest\"")
+    }
+
     /// Starts the process and waits for its first answer.
     ///
     /// # Errors
     /// As [`Understudy::start`].
     pub fn launch(&mut self) -> Outcome {
+        self.spawn()?;
+        let mut process = self.process.take().ok_or("it does not run")?;
+        let ready = wait_for("understudy to answer", READY, || match process.ended()? {
+            Some(status) => Err(format!("understudy ended: {status}")),
+            None => Ok((self.socket.exists() && status_of(&self.socket).is_ok()).then_some(())),
+        });
+        ready.map_err(|e| format!("{e}\n{}", process.log_tail()))?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Starts the process and waits for nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(&mut self) -> Outcome {
         assert!(self.process.is_none(), "it runs already");
         self.starts += 1;
         let logs = work_dir().join("logs");
         fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()))?;
-        let log = logs.join(format!("{}-understudy{}.log", self.name, self.starts));
         let mut command = process::mortal(binary()?);
         command.args(["run", "--config"]).arg(self.config());
-        let mut process = Process::start("understudy", &mut command, &log, false)?;
-        let socket = self.socket.clone();
-        let ready = wait_for("understudy to answer", READY, || match process.ended()? {
-            Some(status) => Err(format!("understudy ended: {status}\n{}", process.log_tail())),
-            None => Ok((socket.exists() && status_of(&socket).is_ok()).then_some(())),
-        });
-        ready.map_err(|e| format!("{e}\n{}", process.log_tail()))?;
+        let process = Process::start("understudy", &mut command, &self.log(), false)?;
         self.process = Some(process);
         Ok(())
     }
@@ -292,9 +310,12 @@ bootstrap_servers = {bootstrap:?}
 
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
-        let log =
-            work_dir().join("logs").join(format!("{}-understudy{}.log", self.name, self.starts));
-        process::tail_of(&log)
+        process::tail_of(&self.log())
+    }
+
+    fn log(&self) -> PathBuf {
+        let name = format!("{}-understudy{}.log", self.name, self.starts);
+        work_dir().join("logs").join(name)
     }
 
     fn config(&self) -> PathBuf {
