@@ -5,9 +5,10 @@
 //! with their first-batch exception (KIP-74), epochs and divergence (KIP-320, KIP-595), sessions
 //! (KIP-227), topic ids (KIP-516), new leaders told with the error (KIP-951).
 
-use crate::cluster::{Shared, State, Topic};
-use crate::fault::{Fault, false_records};
-use crate::log::BatchAt;
+use crate::cluster::{Shared, State};
+use crate::fault::Fault;
+use crate::fetch_answer::{Answer, apply_faults, write, write_error};
+use crate::log::PartitionLog;
 use crate::session::{FetchContext, SessionError, SessionRequest, TopicKey, Wanted};
 use crate::wire::{Malformed, Reader, Response};
 use kafka_protocol::ResponseError as E;
@@ -22,7 +23,6 @@ struct FetchRequest {
     bytes_min: i32,
     bytes_max: i32,
     read_committed: bool,
-    session: SessionRequest,
 }
 
 /// Settings of a broker that concern Fetch.
@@ -32,29 +32,6 @@ pub(crate) struct FetchSettings {
     pub bytes_max: i32,
     /// Whether answers may end within a batch, as a broker's do.
     pub partial_batches: bool,
-}
-
-/// What is found out about one partition.
-#[derive(Debug)]
-struct Answer {
-    wanted: Wanted,
-    error: i16,
-    high_watermark: i64,
-    log_start: i64,
-    diverging: Option<(i32, i64)>,
-    /// (leader, epoch), where the error says that it changed.
-    current_leader: Option<(usize, i32)>,
-    first: Option<BatchAt>,
-    bytes: usize,
-    lie: Lie,
-}
-
-/// What a fault makes of an answer.
-#[derive(Debug, Default)]
-struct Lie {
-    records: Option<Vec<u8>>,
-    records_length: Option<i32>,
-    partition: Option<i32>,
 }
 
 /// The source is stopping, and the request gets no answer.
@@ -70,13 +47,13 @@ pub(crate) fn answer(
     mut request: Reader<'_>,
     response: &mut Response,
 ) -> Result<Result<(), Stopping>, Malformed> {
-    let request = read_request(&mut request, version)?;
+    let (request, session) = read_request(&mut request, version)?;
     let began = Instant::now();
     let deadline = began + request.wait_max;
-    let by_topic_id = request.session.by_topic_id;
+    let by_topic_id = session.by_topic_id;
 
     let mut state = shared.lock();
-    let context = state.brokers[broker].sessions.open(request.session.clone(), began);
+    let context = state.brokers[broker].sessions.open(session, began);
     let (wanted, only_news) = match &context {
         FetchContext::Sessionless(wanted) | FetchContext::Full(wanted) => (wanted, false),
         FetchContext::Incremental { wanted, .. } => (wanted, true),
@@ -99,9 +76,9 @@ pub(crate) fn answer(
     };
     let state = &mut *state;
     if !state.faults.is_empty() {
-        apply_faults(state, settings, broker, &mut answers);
+        apply_faults(state, broker, &mut answers);
     }
-    let told = || -> Vec<Wanted> { answers.iter().map(|a| a.wanted.clone()).collect() };
+    let told = || -> Vec<Wanted> { answers.iter().map(Answer::told).collect() };
     let sessions = &mut state.brokers[broker].sessions;
     let session_id = match context {
         FetchContext::Full(_) if version >= 7 => sessions.create(told(), by_topic_id, began),
@@ -119,7 +96,10 @@ pub(crate) fn answer(
     Ok(Ok(()))
 }
 
-fn read_request(r: &mut Reader<'_>, version: i16) -> Result<FetchRequest, Malformed> {
+fn read_request(
+    r: &mut Reader<'_>,
+    version: i16,
+) -> Result<(FetchRequest, SessionRequest), Malformed> {
     if version <= 14 {
         r.i32()?; // Replica id; from version 15 a tagged field.
     }
@@ -176,61 +156,57 @@ fn read_request(r: &mut Reader<'_>, version: i16) -> Result<FetchRequest, Malfor
     }
     r.skip_tags()?;
     let wait_ms = u64::try_from(wait_ms).unwrap_or(0);
-    Ok(FetchRequest {
+    let request = FetchRequest {
         wait_max: Duration::from_millis(wait_ms).min(WAIT_MAX),
         bytes_min,
         bytes_max,
         read_committed,
-        session: SessionRequest { session_id, epoch, by_topic_id, wanted, forgotten },
-    })
+    };
+    Ok((request, SessionRequest { session_id, epoch, by_topic_id, wanted, forgotten }))
 }
 
-struct Found {
-    answers: Vec<Answer>,
+struct Found<'a> {
+    answers: Vec<Answer<'a>>,
+    /// There is enough to answer at once, or something that must be told at once.
     ready: bool,
+    /// When any of the partitions next grows by itself.
     next_growth: Option<Instant>,
 }
 
 /// Looks at every partition in turn, and stops nobody's turn for another's error.
-fn read(
+fn read<'a>(
     state: &mut State,
     settings: FetchSettings,
     broker: usize,
     request: &FetchRequest,
-    wanted: &[Wanted],
+    wanted: &'a [Wanted],
     only_news: bool,
     now: Instant,
-) -> Found {
+) -> Found<'a> {
     let mut left = usize::try_from(request.bytes_max.min(settings.bytes_max)).unwrap_or(0);
     let bytes_min = usize::try_from(request.bytes_min).unwrap_or(0).min(left);
     let mut found = Found { answers: Vec::new(), ready: false, next_growth: None };
     let mut bytes = 0;
     for wanted in wanted {
-        let mut answer = read_partition(state, settings, broker, wanted, left, bytes == 0, now);
-        let news = answer.error != 0
-            || answer.bytes > 0
-            || answer.diverging.is_some()
-            || answer.high_watermark != wanted.told_high_watermark
-            || answer.log_start != wanted.told_log_start;
+        let limit = Limit { bytes: left, whole_first_batch: bytes == 0, settings };
+        let answer = read_partition(state, broker, wanted, limit, now);
         found.ready |= answer.error != 0 || answer.diverging.is_some();
         left = left.saturating_sub(answer.bytes);
         bytes += answer.bytes;
-        let topic = answer.wanted.slot.and_then(|slot| state.topics[slot].as_ref());
-        let next = topic.and_then(|topic| topic.next_growth(wanted.partition));
-        found.next_growth = [found.next_growth, next].into_iter().flatten().min();
         let mut faulty = false;
-        if let (false, Some(topic)) = (state.faults.is_empty(), topic) {
-            let partition = wanted.partition;
-            let of_head = |fault: &Fault| !fault.is_of_records();
-            let fault = state.faults.of_partition(broker, &topic.name, partition, of_head);
-            faulty = fault.is_some();
-            let at_once = |fault: &Fault| matches!(fault, Fault::Empty | Fault::ErrorCode(_));
-            found.ready |= fault.is_some_and(|(_, fault)| at_once(&fault));
+        if let Some(topic) = answer.slot.and_then(|slot| state.topics[slot].as_ref()) {
+            let next = topic.next_growth(wanted.partition);
+            found.next_growth = [found.next_growth, next].into_iter().flatten().min();
+            if !state.faults.is_empty() {
+                let of_head = |fault: &Fault| !fault.is_of_records();
+                let (name, partition) = (&topic.name, wanted.partition);
+                let fault = state.faults.of_partition(broker, name, partition, of_head);
+                faulty = fault.is_some();
+                let at_once = |fault: &Fault| matches!(fault, Fault::Empty | Fault::ErrorCode(_));
+                found.ready |= fault.is_some_and(|(_, fault)| at_once(&fault));
+            }
         }
-        if news || faulty || !only_news {
-            answer.wanted.told_high_watermark =
-                if answer.error == 0 { answer.high_watermark } else { -1 };
-            answer.wanted.told_log_start = answer.log_start;
+        if faulty || !only_news || answer.is_news() {
             found.answers.push(answer);
         }
     }
@@ -238,33 +214,23 @@ fn read(
     found
 }
 
-fn read_partition(
+fn read_partition<'a>(
     state: &mut State,
-    settings: FetchSettings,
     broker: usize,
-    wanted: &Wanted,
-    left: usize,
-    first_of_answer: bool,
+    wanted: &'a Wanted,
+    limit: Limit,
     now: Instant,
-) -> Answer {
-    let mut answer = Answer {
-        wanted: wanted.clone(),
-        error: 0,
-        high_watermark: -1,
-        log_start: -1,
-        diverging: None,
-        current_leader: None,
-        first: None,
-        bytes: 0,
-        lie: Lie::default(),
+) -> Answer<'a> {
+    let slot = state.slot_of(&wanted.topic, wanted.slot);
+    let mut answer = Answer::new(wanted, slot);
+    let Some(topic) = slot.and_then(|slot| state.topics[slot].as_mut()) else {
+        return answer.failed(match wanted.topic {
+            TopicKey::Id(_) => E::UnknownTopicId,
+            TopicKey::Name(_) => E::UnknownTopicOrPartition,
+        });
     };
-    answer.wanted.slot = state.slot_of(&wanted.topic, wanted.slot);
-    let topic = answer.wanted.slot.and_then(|slot| state.topics[slot].as_mut());
-    let by_id = matches!(wanted.topic, TopicKey::Id(_));
-    let partition = match topic.map(|topic: &mut Topic| topic.partition(wanted.partition, now)) {
-        Some(Some(partition)) => partition,
-        None if by_id => return answer.failed(E::UnknownTopicId),
-        _ => return answer.failed(E::UnknownTopicOrPartition),
+    let Some(partition) = topic.partition(wanted.partition, now) else {
+        return answer.failed(E::UnknownTopicOrPartition);
     };
     let log = &partition.log;
     let epoch = log.leader_epoch();
@@ -279,8 +245,7 @@ fn read_partition(
         answer.current_leader = Some((partition.leader, epoch));
         return answer.failed(E::NotLeaderOrFollower);
     }
-    let offset = wanted.fetch_offset;
-    let start = log.log_start();
+    let (offset, start) = (wanted.fetch_offset, log.log_start());
     if wanted.last_fetched_epoch >= 0 {
         let (end_epoch, end_offset) = log.end_offset_for_epoch(wanted.last_fetched_epoch);
         if end_epoch < 0 || offset < start {
@@ -295,15 +260,28 @@ fn read_partition(
     }
     answer.high_watermark = log.high_watermark();
     answer.log_start = start;
-    if answer.diverging.is_some() || offset >= answer.high_watermark {
-        return answer;
+    if answer.diverging.is_none() && offset < answer.high_watermark {
+        find_records(&mut answer, log, limit);
     }
-    let Some(first) = log.batch_at(offset) else { return answer };
+    answer
+}
+
+/// How much of an answer a partition may fill.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    bytes: usize,
+    /// Nothing was found yet, so one batch may be larger than any limit.
+    whole_first_batch: bool,
+    settings: FetchSettings,
+}
+
+fn find_records(answer: &mut Answer<'_>, log: &PartitionLog, limit: Limit) {
+    let Some(first) = log.batch_at(answer.wanted.fetch_offset) else { return };
     let available = log.position_of(answer.high_watermark).saturating_sub(first.position) as usize;
-    let asked = usize::try_from(wanted.bytes_max).unwrap_or(0).min(left);
-    let limit = if first_of_answer { asked.max(first.bytes) } else { asked };
-    let mut bytes = available.min(limit);
-    if !settings.partial_batches && bytes < available {
+    let asked = usize::try_from(answer.wanted.bytes_max).unwrap_or(0).min(limit.bytes);
+    let most = if limit.whole_first_batch { asked.max(first.bytes) } else { asked };
+    let mut bytes = available.min(most);
+    if !limit.settings.partial_batches && bytes < available {
         let mut sizes = log.batches_from(first.base_offset).map(|batch| batch.bytes);
         let mut whole = 0;
         while let Some(next) = sizes.next().filter(|next| whole + next <= bytes) {
@@ -316,57 +294,6 @@ fn read_partition(
         answer.first = Some(first);
         answer.bytes = bytes;
     }
-    answer
-}
-
-impl Answer {
-    fn failed(mut self, error: E) -> Answer {
-        self.error = error.code();
-        self
-    }
-}
-
-fn apply_faults(state: &mut State, settings: FetchSettings, broker: usize, answers: &mut [Answer]) {
-    for answer in answers {
-        let Some(slot) = answer.wanted.slot else { continue };
-        let Some(topic) = state.topics[slot].as_mut() else { continue };
-        let now = Instant::now();
-        let suits = |fault: &Fault| !fault.is_of_records() || answer.first.is_some();
-        let name = topic.name.clone();
-        let found = state.faults.of_partition(broker, &name, answer.wanted.partition, suits);
-        let Some((index, fault)) = found else { continue };
-        match fault {
-            Fault::HighWatermark(at) => answer.high_watermark = at,
-            Fault::Empty => (answer.first, answer.bytes) = (None, 0),
-            Fault::WrongPartition(partition) => answer.lie.partition = Some(partition),
-            Fault::ErrorCode(code) => {
-                answer.error = code;
-                (answer.first, answer.bytes) = (None, 0);
-                (answer.high_watermark, answer.log_start) = (-1, -1);
-            }
-            _ => {
-                let other = match fault {
-                    Fault::OtherPartition { partition, .. } => {
-                        topic.partition(partition, now).map(|other| other.log.clone())
-                    }
-                    _ => None,
-                };
-                let Some(first) = answer.first else { continue };
-                let Some(partition) = topic.partition(answer.wanted.partition, now) else {
-                    continue;
-                };
-                let bytes_max = answer.bytes.min(settings.bytes_max as usize);
-                let records =
-                    false_records(&fault, &partition.log, other.as_ref(), &first, bytes_max);
-                let Some(records) = records else { continue };
-                answer.lie.records = Some(records);
-                if let Fault::RecordsLength(length) = fault {
-                    answer.lie.records_length = Some(length);
-                }
-            }
-        }
-        state.faults.count(&[index]);
-    }
 }
 
 fn session_error(error: SessionError) -> i16 {
@@ -375,137 +302,4 @@ fn session_error(error: SessionError) -> i16 {
         SessionError::InvalidEpoch => E::InvalidFetchSessionEpoch.code(),
         SessionError::TopicIdError => E::FetchSessionTopicIdError.code(),
     }
-}
-
-fn write_error(response: &mut Response, version: i16, error: i16, session_id: i32) {
-    response.no_tags(); // Of the response header.
-    response.i32(0);
-    if version >= 7 {
-        response.i16(error);
-        response.i32(session_id);
-    }
-    response.length(0);
-    response.no_tags();
-}
-
-fn write(
-    response: &mut Response,
-    version: i16,
-    state: &State,
-    answers: &[Answer],
-    session_id: i32,
-    read_committed: bool,
-) {
-    response.no_tags(); // Of the response header.
-    response.i32(0); // Throttle time.
-    if version >= 7 {
-        response.i16(0);
-        response.i32(session_id);
-    }
-    let same_topic = |a: &Answer, b: &Answer| a.wanted.topic == b.wanted.topic;
-    let topics = answers.chunk_by(same_topic).count();
-    response.length(topics as i32);
-    for answers in answers.chunk_by(same_topic) {
-        match &answers[0].wanted.topic {
-            TopicKey::Name(name) => response.string(name),
-            TopicKey::Id(id) => response.bytes(id.as_bytes()),
-        }
-        response.length(answers.len() as i32);
-        for answer in answers {
-            write_partition(response, version, state, answer, read_committed);
-        }
-        response.no_tags();
-    }
-    write_end_points(response, version, state, answers);
-}
-
-fn write_partition(
-    response: &mut Response,
-    version: i16,
-    state: &State,
-    answer: &Answer,
-    read_committed: bool,
-) {
-    response.i32(answer.lie.partition.unwrap_or(answer.wanted.partition));
-    response.i16(answer.error);
-    response.i64(answer.high_watermark);
-    // No transaction is ever open, so the last stable offset is the high watermark.
-    response.i64(answer.high_watermark);
-    if version >= 5 {
-        response.i64(answer.log_start);
-    }
-    response.length(if read_committed { 0 } else { -1 }); // Aborted transactions.
-    if version >= 11 {
-        response.i32(-1); // Preferred read replica.
-    }
-    write_records(response, state, answer);
-    if version >= 12 {
-        let leader = answer.current_leader.filter(|_| version >= 16);
-        let tags = u32::from(answer.diverging.is_some()) + u32::from(leader.is_some());
-        response.unsigned_varint(tags);
-        if let Some((epoch, end_offset)) = answer.diverging {
-            response.unsigned_varint(0);
-            response.unsigned_varint(4 + 8 + 1);
-            response.i32(epoch);
-            response.i64(end_offset);
-            response.no_tags();
-        }
-        if let Some((leader, epoch)) = leader {
-            response.unsigned_varint(1);
-            response.unsigned_varint(4 + 4 + 1);
-            response.i32(leader as i32);
-            response.i32(epoch);
-            response.no_tags();
-        }
-    }
-}
-
-fn write_records(response: &mut Response, state: &State, answer: &Answer) {
-    if let Some(records) = &answer.lie.records {
-        response.length(answer.lie.records_length.unwrap_or(records.len() as i32));
-        response.bytes(records);
-        return;
-    }
-    response.length(answer.bytes as i32);
-    let (Some(first), Some(slot)) = (answer.first, answer.wanted.slot) else { return };
-    let topic = state.topics[slot].as_ref().expect("the lock was held since the topic was read");
-    let log = topic.log(answer.wanted.partition).expect("the partition was read just now");
-    let mut left = answer.bytes;
-    let mut next = Some(first);
-    while let Some(batch) = next.filter(|_| left > 0) {
-        log.emit(&batch, left, response);
-        left -= batch.bytes.min(left);
-        next = log.batch_after(&batch);
-    }
-    debug_assert_eq!(left, 0, "as many bytes as were promised");
-}
-
-/// Where the new leaders are (KIP-951).
-fn write_end_points(response: &mut Response, version: i16, state: &State, answers: &[Answer]) {
-    if version < 12 {
-        return;
-    }
-    let mut leaders: Vec<usize> =
-        answers.iter().filter_map(|a| a.current_leader.map(|(leader, _)| leader)).collect();
-    leaders.sort_unstable();
-    leaders.dedup();
-    if version < 16 || leaders.is_empty() {
-        response.no_tags();
-        return;
-    }
-    let mut points = Response::default();
-    points.flexible = true;
-    points.length(leaders.len() as i32);
-    for leader in leaders {
-        let address = state.brokers[leader].address;
-        points.i32(leader as i32);
-        points.string(&address.ip().to_string());
-        points.i32(i32::from(address.port()));
-        points.unsigned_varint(0); // Rack: null.
-        points.no_tags();
-    }
-    response.unsigned_varint(1);
-    response.unsigned_varint(0);
-    response.unsigned_varint(points.len() as u32);
-    response.bytes(points.as_own());
 }

@@ -22,6 +22,7 @@ mod control;
 mod expected;
 mod fault;
 mod fetch;
+mod fetch_answer;
 mod log;
 mod payload;
 mod record_batch;

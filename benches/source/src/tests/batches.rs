@@ -41,7 +41,9 @@ proptest! {
 
     #[test]
     fn encoded_records_are_decoded_again(
-        list in proptest::collection::vec(record(), 1..20), base in 0i64..1 << 40, epoch in 0i32..99,
+        list in proptest::collection::vec(record(), 1..20),
+        base in 0i64..1 << 40,
+        epoch in 0i32..99,
     ) {
         let fields = BatchFields {
             base_offset: base, leader_epoch: epoch, base_timestamp_ms: 1_000, ..Default::default()

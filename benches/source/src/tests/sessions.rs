@@ -34,7 +34,8 @@ fn step() -> impl Strategy<Value = (usize, Step)> {
         proptest::bool::weighted(0.05),
     );
     let one = prop_oneof![
-        2 => (any::<bool>(), wanted_list()).prop_map(|(close, wanted)| Step::Full { close, wanted }),
+        2 => (any::<bool>(), wanted_list())
+            .prop_map(|(close, wanted)| Step::Full { close, wanted }),
         6 => incremental.prop_map(|(epoch_off, wanted, forgotten, wrong_kind)| {
             Step::Incremental { epoch_off, wanted, forgotten, wrong_kind }
         }),
@@ -65,85 +66,118 @@ struct Belief {
     partitions: BTreeMap<i32, i64>,
 }
 
+impl Belief {
+    fn request(&self, epoch: i32, list: &BTreeMap<i32, i64>) -> SessionRequest {
+        SessionRequest {
+            session_id: self.id,
+            epoch,
+            by_topic_id: false,
+            wanted: list.iter().map(|(p, o)| wanted(*p, *o)).collect(),
+            forgotten: vec![],
+        }
+    }
+
+    fn full(
+        &mut self,
+        cache: &mut SessionCache,
+        now: Instant,
+        close: bool,
+        list: BTreeMap<i32, i64>,
+    ) -> Result<(), TestCaseError> {
+        let request = self.request(if close { -1 } else { 0 }, &list);
+        let asked = request.wanted.clone();
+        let context = cache.open(request, now);
+        *self = Belief::default();
+        if close {
+            prop_assert_eq!(context, FetchContext::Sessionless(asked));
+            return Ok(());
+        }
+        prop_assert_eq!(context, FetchContext::Full(asked.clone()));
+        let id = cache.create(asked, false, now);
+        if id != 0 {
+            *self = Belief { id, epoch: 1, partitions: list };
+        }
+        Ok(())
+    }
+
+    fn incremental(
+        &mut self,
+        cache: &mut SessionCache,
+        now: Instant,
+        (epoch_off, wrong_kind): (i32, bool),
+        list: BTreeMap<i32, i64>,
+        forgotten: &[i32],
+    ) -> Result<(), TestCaseError> {
+        let mut request = self.request(self.epoch.max(1) + epoch_off, &list);
+        if request.epoch <= 0 {
+            return Ok(());
+        }
+        request.by_topic_id = wrong_kind;
+        request.forgotten = forgotten.iter().map(|p| (TopicKey::Name("t".into()), *p)).collect();
+        let context = cache.open(request, now);
+        if self.id == 0 || context == FetchContext::Error(SessionError::IdNotFound) {
+            prop_assert_eq!(context, FetchContext::Error(SessionError::IdNotFound));
+            *self = Belief::default();
+            return Ok(());
+        }
+        if epoch_off != 0 {
+            prop_assert_eq!(context, FetchContext::Error(SessionError::InvalidEpoch));
+            return Ok(());
+        }
+        if wrong_kind {
+            prop_assert_eq!(context, FetchContext::Error(SessionError::TopicIdError));
+            return Ok(());
+        }
+        self.partitions.extend(list);
+        self.partitions.retain(|p, _| !forgotten.contains(p));
+        if self.partitions.is_empty() {
+            prop_assert!(matches!(context, FetchContext::Sessionless(_)));
+            *self = Belief::default();
+            return Ok(());
+        }
+        let FetchContext::Incremental { session_id, next_epoch, wanted } = context else {
+            panic!("{context:?}")
+        };
+        prop_assert_eq!((session_id, next_epoch), (self.id, self.epoch + 1));
+        self.epoch += 1;
+        let has: BTreeMap<i32, i64> =
+            wanted.iter().map(|w| (w.partition, w.fetch_offset)).collect();
+        prop_assert_eq!(has.len(), wanted.len());
+        prop_assert_eq!(&has, &self.partitions);
+        // The answer tells of the first: its turn comes last now.
+        prop_assert!(cache.told(session_id, next_epoch, &wanted[..1]));
+        Ok(())
+    }
+}
+
 proptest! {
     /// Five clients share a cache of three. Whoever has a session gets exactly the partitions it
-    /// asked for; whoever lost it is told so.
+    /// asked for; whoever lost it is told so, and nobody loses one while there is room or while
+    /// it is young.
     #[test]
     fn sessions_do_what_a_model_says(steps in proptest::collection::vec(step(), 1..60)) {
         let mut cache = SessionCache::new(SESSIONS_MAX, EVICT_AFTER, 5);
         let mut clients = vec![Belief::default(); 5];
-        let mut now = Instant::now();
+        let began = Instant::now();
+        let mut now = began;
         for (client, step) in steps {
-            let belief = &mut clients[client];
             match step {
                 Step::Tick(seconds) => now += Duration::from_secs(seconds),
-                Step::Full { close, wanted: list } => {
-                    let list: BTreeMap<i32, i64> = list.into_iter().collect();
-                    let asked: Vec<Wanted> = list.iter().map(|(p, o)| wanted(*p, *o)).collect();
-                    let request = SessionRequest {
-                        session_id: belief.id,
-                        epoch: if close { -1 } else { 0 },
-                        by_topic_id: false,
-                        wanted: asked.clone(),
-                        forgotten: vec![],
-                    };
-                    let context = cache.open(request, now);
-                    *belief = Belief::default();
-                    match close {
-                        true => prop_assert_eq!(context, FetchContext::Sessionless(asked)),
-                        false => {
-                            prop_assert_eq!(context, FetchContext::Full(asked.clone()));
-                            let id = cache.create(asked, false, now);
-                            if id != 0 {
-                                *belief = Belief { id, epoch: 1, partitions: list };
-                            }
-                        }
-                    }
+                Step::Full { close, wanted } => {
+                    let list = wanted.into_iter().collect();
+                    clients[client].full(&mut cache, now, close, list)?;
                 }
-                Step::Incremental { epoch_off, wanted: list, forgotten, wrong_kind } => {
-                    let list: BTreeMap<i32, i64> = list.into_iter().collect();
-                    let epoch = belief.epoch.max(1) + epoch_off;
-                    if epoch <= 0 {
-                        continue;
-                    }
-                    let request = SessionRequest {
-                        session_id: belief.id,
-                        epoch,
-                        by_topic_id: wrong_kind,
-                        wanted: list.iter().map(|(p, o)| wanted(*p, *o)).collect(),
-                        forgotten: forgotten.iter().map(|p| (TopicKey::Name("t".into()), *p)).collect(),
-                    };
-                    let context = cache.open(request, now);
-                    let error = |error| FetchContext::Error(error);
-                    if belief.id == 0 || context == error(SessionError::IdNotFound) {
-                        prop_assert_eq!(context, error(SessionError::IdNotFound));
-                        *belief = Belief::default();
-                    } else if epoch_off != 0 {
-                        prop_assert_eq!(context, error(SessionError::InvalidEpoch));
-                    } else if wrong_kind {
-                        prop_assert_eq!(context, error(SessionError::TopicIdError));
-                    } else {
-                        belief.partitions.extend(list);
-                        belief.partitions.retain(|p, _| !forgotten.contains(p));
-                        if belief.partitions.is_empty() {
-                            prop_assert!(matches!(context, FetchContext::Sessionless(_)));
-                            *belief = Belief::default();
-                            continue;
-                        }
-                        let FetchContext::Incremental { session_id, next_epoch, wanted } = context
-                        else { panic!("{context:?}") };
-                        prop_assert_eq!((session_id, next_epoch), (belief.id, belief.epoch + 1));
-                        belief.epoch += 1;
-                        let has: BTreeMap<i32, i64> =
-                            wanted.iter().map(|w| (w.partition, w.fetch_offset)).collect();
-                        prop_assert_eq!(has.len(), wanted.len());
-                        prop_assert_eq!(&has, &belief.partitions);
-                        // The answer tells of the first: its turn comes last now.
-                        prop_assert!(cache.told(session_id, next_epoch, &wanted[..1]));
-                    }
+                Step::Incremental { epoch_off, wanted, forgotten, wrong_kind } => {
+                    let list = wanted.into_iter().collect();
+                    let wrong = (epoch_off, wrong_kind);
+                    clients[client].incremental(&mut cache, now, wrong, list, &forgotten)?;
                 }
             }
             prop_assert!(cache.len() <= SESSIONS_MAX);
+            if now - began <= EVICT_AFTER {
+                let holders = clients.iter().filter(|belief| belief.id != 0).count();
+                prop_assert_eq!(cache.len(), holders, "nobody was evicted yet");
+            }
         }
     }
 
