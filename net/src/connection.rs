@@ -209,14 +209,7 @@ impl Connection {
     }
 
     fn version(&self, api: Api) -> Result<i16, NetError> {
-        self.versions.newest(api).ok_or_else(|| {
-            let theirs = match self.versions.offered(api) {
-                Some((low, high)) => format!("versions {low} to {high}"),
-                None => "no version".to_owned(),
-            };
-            let ours = format!("{} to {}", api.spoken().start(), api.spoken().end());
-            NetError::Unsupported { peer: self.peer.clone(), api, theirs, ours }
-        })
+        self.versions.agreed(api, &self.peer)
     }
 
     /// Marks the connection as broken until the request that begins here has succeeded.

@@ -3,7 +3,8 @@
 //! A data shard opens a [`Connection`] to the broker that leads its partitions, keeps a
 //! [`fetch::FetchSession`] that says what it wants, and calls [`Connection::fetch`]. The answer is
 //! parsed while it arrives: response heads go through a small buffer, records are received straight
-//! into memory which a [`fetch::RecordSink`] lends.
+//! into memory which a [`fetch::RecordSink`] lends. The control thread asks what is rare, cluster
+//! metadata and offsets by time, through a [`control::ControlClient`] on tokio.
 //!
 //! Everything that decides is sans-I/O and shared by both: [`frame`] (request heads, response
 //! lengths), [`versions`] (ApiVersions negotiation), [`guard`] (lengths are proven before a decoder
@@ -16,6 +17,7 @@
 pub mod backoff;
 pub mod codes;
 pub mod connection;
+pub mod control;
 pub mod error;
 pub mod fetch;
 pub mod frame;
@@ -24,6 +26,8 @@ pub mod limits;
 pub mod messages;
 pub mod questions;
 pub mod rate_limit;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 pub mod versions;
 

@@ -5,7 +5,7 @@
 //! asked again in version 0, which every Kafka understands.
 
 use crate::codes::ErrorCode;
-use crate::error::DecodeError;
+use crate::error::{DecodeError, NetError};
 use crate::messages;
 use bytes::Bytes;
 use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse};
@@ -80,6 +80,18 @@ impl Versions {
         let ours = api.spoken();
         let newest = high.min(*ours.end());
         (newest >= low.max(*ours.start())).then_some(newest)
+    }
+
+    /// As [`Versions::newest`], with an error that names both sides' versions.
+    pub(crate) fn agreed(&self, api: Api, peer: &str) -> Result<i16, NetError> {
+        self.newest(api).ok_or_else(|| {
+            let theirs = match self.offered(api) {
+                Some((low, high)) => format!("versions {low} to {high}"),
+                None => "no version".to_owned(),
+            };
+            let ours = format!("{} to {}", api.spoken().start(), api.spoken().end());
+            NetError::Unsupported { peer: peer.to_owned(), api, theirs, ours }
+        })
     }
 
     /// The lowest and highest version the peer offers.

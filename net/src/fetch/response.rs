@@ -547,11 +547,7 @@ impl ResponseParser {
 
     /// Walks a struct's tagged fields; `None` when `input` ends among them. `found` is given the
     /// number of each and its first bytes.
-    fn tags(
-        &mut self,
-        input: &mut &[u8],
-        found: OnTag,
-    ) -> Result<Option<()>, ParseError> {
+    fn tags(&mut self, input: &mut &[u8], found: OnTag) -> Result<Option<()>, ParseError> {
         const WHAT: &str = "tagged field";
         let mut left = match self.tags.left {
             Some(left) => left,
