@@ -375,6 +375,11 @@ impl Executor {
         self.ready.iter().any(|queue| !queue.borrow().is_empty())
     }
 
+    /// Whether wakes came from outside.
+    pub fn has_messages(&self) -> bool {
+        self.inbox.filled.load(Ordering::Acquire)
+    }
+
     /// How long the next turn may wait.
     pub fn wait(&self) -> Wait {
         if self.has_ready() { Wait::No } else { Wait::Until(self.next_timer()) }
@@ -512,11 +517,16 @@ impl Executor {
         Ok(())
     }
 
-    /// Stops every task, then waits until the kernel holds no operation of ours.
-    pub fn stop(&self, limit: Duration) -> io::Result<()> {
+    /// Stops every task, those too that others start while they are dropped.
+    pub fn drop_tasks(&self) {
         while let Some(future) = { self.tasks.borrow_mut().pop_any() } {
             drop(future);
         }
+    }
+
+    /// Stops every task, then waits until the kernel holds no operation of ours.
+    pub fn stop(&self, limit: Duration) -> io::Result<()> {
+        self.drop_tasks();
         let until = self.now() + limit;
         while self.driver.borrow().in_flight() > 0 {
             if self.now() >= until {

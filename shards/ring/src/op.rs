@@ -7,11 +7,11 @@
 use std::ffi::OsString;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::task::Poll;
 
+use crate::driver::Address;
 use crate::executor::with_current;
 use crate::file::OpenOptions;
 use crate::memory::{Gather, Lease};
@@ -95,7 +95,7 @@ pub enum Op {
     /// Open a connection; the result is a descriptor.
     Connect {
         /// Whom to call.
-        address: SocketAddr,
+        address: Address,
     },
     /// Wait for a connection; the result is a descriptor.
     Accept {

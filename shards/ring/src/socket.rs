@@ -1,4 +1,4 @@
-//! Stream sockets: TCP, and Unix for those who listen.
+//! Stream sockets: TCP and Unix.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,6 +23,14 @@ impl Stream {
     /// # Errors
     /// As `connect(2)`. There is no time limit of its own: wrap it in [`crate::timeout`].
     pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+        Self::connect_to(Address::Tcp(address)).await
+    }
+
+    /// Connects to either kind of address. See [`Stream::connect`].
+    ///
+    /// # Errors
+    /// As `connect(2)`; `InvalidInput` for a Unix path that is too long.
+    pub async fn connect_to(address: Address) -> io::Result<Self> {
         let number = perform(Op::Connect { address }).await.result?;
         Ok(Self { handle: Handle::adopt(number.cast_signed()) })
     }

@@ -379,7 +379,7 @@ impl Entry {
                 .build(),
             Op::Connect { address } => {
                 let socket = system::stream_socket(address)?;
-                let len = system::write_address(address, &mut self.address);
+                let len = system::write_address(address, &mut self.address)?;
                 let fd = Fd(socket.as_raw_fd());
                 self.socket = Some(socket);
                 opcode::Connect::new(fd, (&raw const self.address).cast(), len).build()

@@ -76,9 +76,13 @@ pub fn processor_set(cores: &[usize]) -> libc::cpu_set_t {
     }
 }
 
-/// A TCP socket for `address`'s family, with `TCP_NODELAY`.
-pub fn stream_socket(address: &SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+/// A socket for `address`'s family; with `TCP_NODELAY` if it is one of TCP.
+pub fn stream_socket(address: &Address) -> io::Result<OwnedFd> {
+    let family = match address {
+        Address::Tcp(SocketAddr::V4(_)) => libc::AF_INET,
+        Address::Tcp(SocketAddr::V6(_)) => libc::AF_INET6,
+        Address::Unix(_) => libc::AF_UNIX,
+    };
     let socket = socket(family)?;
     set_no_delay(socket.as_raw_fd());
     Ok(socket)
@@ -107,11 +111,11 @@ fn set_option(socket: RawFd, level: i32, option: i32) -> io::Result<()> {
 
 /// Writes a socket address in the kernel's form; its length.
 pub fn write_address(
-    address: &SocketAddr,
+    address: &Address,
     storage: &mut libc::sockaddr_storage,
-) -> libc::socklen_t {
+) -> io::Result<libc::socklen_t> {
     match address {
-        SocketAddr::V4(v4) => {
+        Address::Tcp(SocketAddr::V4(v4)) => {
             let form = libc::sockaddr_in {
                 sin_family: libc::AF_INET as libc::sa_family_t,
                 sin_port: v4.port().to_be(),
@@ -120,9 +124,9 @@ pub fn write_address(
             };
             // SAFETY: `sockaddr_storage` is made to hold every socket address form.
             unsafe { (&raw mut *storage).cast::<libc::sockaddr_in>().write(form) };
-            size_of::<libc::sockaddr_in>() as libc::socklen_t
+            Ok(size_of::<libc::sockaddr_in>() as libc::socklen_t)
         }
-        SocketAddr::V6(v6) => {
+        Address::Tcp(SocketAddr::V6(v6)) => {
             let form = libc::sockaddr_in6 {
                 sin6_family: libc::AF_INET6 as libc::sa_family_t,
                 sin6_port: v6.port().to_be(),
@@ -132,7 +136,23 @@ pub fn write_address(
             };
             // SAFETY: `sockaddr_storage` is made to hold every socket address form.
             unsafe { (&raw mut *storage).cast::<libc::sockaddr_in6>().write(form) };
-            size_of::<libc::sockaddr_in6>() as libc::socklen_t
+            Ok(size_of::<libc::sockaddr_in6>() as libc::socklen_t)
+        }
+        Address::Unix(path) => {
+            let bytes = path.as_os_str().as_bytes();
+            // SAFETY: a plain structure for which all zeros is valid.
+            let mut form: libc::sockaddr_un = unsafe { zeroed() };
+            if bytes.len() >= form.sun_path.len() || bytes.contains(&0) || bytes.is_empty() {
+                let message = format!("{} is no path for a Unix socket", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+            }
+            form.sun_family = libc::AF_UNIX as libc::sa_family_t;
+            for (target, byte) in form.sun_path.iter_mut().zip(bytes) {
+                *target = *byte as libc::c_char;
+            }
+            // SAFETY: `sockaddr_storage` is made to hold every socket address form.
+            unsafe { (&raw mut *storage).cast::<libc::sockaddr_un>().write(form) };
+            Ok(size_of::<libc::sockaddr_un>() as libc::socklen_t)
         }
     }
 }
@@ -163,13 +183,13 @@ pub fn listen(address: &Address) -> io::Result<(RawFd, Address)> {
             let listener = std::os::unix::net::UnixListener::bind(path)?;
             Ok((listener.into_raw_fd(), address.clone()))
         }
-        Address::Tcp(address) => {
+        Address::Tcp(_) => {
             let socket = stream_socket(address)?;
             let number = socket.as_raw_fd();
             set_option(number, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
             // SAFETY: a plain structure for which all zeros is valid.
             let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
-            let mut len = write_address(address, &mut storage);
+            let mut len = write_address(address, &mut storage)?;
             let pointer = (&raw mut storage).cast();
             // SAFETY: the storage is alive and `len` is the length of the form in it.
             check(unsafe { libc::bind(number, pointer, len) })?;
