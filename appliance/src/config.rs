@@ -9,7 +9,7 @@ mod problem;
 mod reader;
 mod units;
 
-pub use link::{LinkConfig, OnSourceGap, Start};
+pub use link::LinkConfig;
 pub use problem::{ConfigError, Problem};
 
 use reader::{File, Section};

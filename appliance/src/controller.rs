@@ -43,8 +43,6 @@ pub struct Shared {
     pub connector: Box<dyn Connector>,
     /// Who has how many partitions.
     pub placement: RefCell<Placement>,
-    /// What the source calls us.
-    pub client_id: String,
 }
 
 /// All links.
@@ -167,15 +165,22 @@ impl Controller {
                     link = &*key.link,
                     topic = &*key.topic,
                     partition = key.partition,
-                    code,
+                    code = code.name(),
                     reason,
                     "a partition stopped"
                 );
                 "fault"
             }
-            Event::Died { shard, reason } => {
-                tracing::error!(shard, reason, "a shard died");
-                "shard_died"
+            Event::Truncated { key, from, to } => {
+                tracing::warn!(
+                    link = &*key.link,
+                    topic = &*key.topic,
+                    partition = key.partition,
+                    from,
+                    to,
+                    "records the source had lost were cut off here too"
+                );
+                "truncated"
             }
         }
     }
@@ -244,5 +249,7 @@ fn may_talk(mode: LinkMode) -> bool {
     mode == LinkMode::Active
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use super::reader::Section;
 use super::units;
 use crate::filters::TopicFilter;
+use crate::shard_port::{OnSourceGap, Start};
 use std::time::Duration;
 use toml::de::DeValue;
 
@@ -24,7 +25,7 @@ pub struct LinkConfig {
     pub metadata_interval: Duration,
     /// Bytes per second the link may take from the source.
     pub rate_limit: Option<u64>,
-    /// Connections to the source that carry records, all shards together.
+    /// Connections to one broker that carry records, all shards together.
     pub connections_max: u32,
     /// The cluster that must be found there; another one is refused.
     pub cluster_id: Option<String>,
@@ -36,26 +37,6 @@ pub struct LinkConfig {
     pub undo_window: Duration,
     /// Largest record batch accepted, in bytes.
     pub batch_bytes_max: u32,
-}
-
-/// Where a partition that has no copy yet starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// At the source's first record.
-    Earliest,
-    /// At the source's end.
-    Latest,
-    /// At the first record of that time or later, in milliseconds since 1970.
-    TimestampMs(i64),
-}
-
-/// What to do when the source's log starts beyond our end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnSourceGap {
-    /// Go on at the source's start; the lost range is reported.
-    Continue,
-    /// Stop the partition and wait for a person.
-    Fault,
 }
 
 /// Reads one link; `None` only where a problem has been noted.
@@ -75,7 +56,7 @@ pub fn read(mut link: Section<'_>) -> Option<LinkConfig> {
             Some(None)
         }
     };
-    let connections_max = link.integer("connections_max", 16, 1..=1024);
+    let connections_max = link.integer("connections_max", 8, 1..=1024);
     let cluster_id = link.string("cluster_id");
     let allow_truncation = link.boolean("allow_truncation", false);
     let on_source_gap = match link.string_or("on_source_gap", "continue").as_str() {

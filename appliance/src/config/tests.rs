@@ -1,4 +1,5 @@
 use super::*;
+use crate::shard_port::{OnSourceGap, Start};
 use proptest::prelude::*;
 
 const GOOD: &str = r#"

@@ -1,6 +1,6 @@
 //! One link: its topics, its source's metadata, and what its shards are told.
 
-use super::observe::{Observation, observe};
+use super::observe::{self, Observation, observe};
 use super::records::{Change, LinkRecord, TopicRecord};
 use super::source::{Source, SourceCluster, SourceTopic};
 use super::store::StoreError;
@@ -8,8 +8,8 @@ use super::{Shared, may_talk, wall_ms};
 use crate::config::LinkConfig;
 use crate::reload::LinkFacts;
 use crate::shard_port::{
-    Assign, BrokerView, ClusterView, Command, LinkSettings, Mode, PartitionKey, PartitionView,
-    TopicView,
+    Assign, Broker, ClusterView, Command, LinkSettings, Mode, PartitionKey, PartitionState,
+    PartitionView, TopicView,
 };
 use crate::states::{LinkMode, LinkState, TopicState};
 use std::cell::{Cell, RefCell};
@@ -29,6 +29,9 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Least time between two questions, however often shards ask for fresh leaders.
 const REFRESH_MIN: Duration = Duration::from_millis(500);
+/// Kafka's defaults of `segment.bytes` and `segment.ms`.
+const SEGMENT_BYTES: u32 = 1 << 30;
+const SEGMENT_MS: i64 = 7 * 86_400_000;
 /// How long a broker's name may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -263,8 +266,8 @@ impl Link {
             let state = self.state.borrow();
             state.topics.iter().flat_map(|(name, topic)| self.owned(name, topic)).collect()
         };
-        for (key, error) in self.shared.shards.release(owned, false).await {
-            tracing::warn!(link = &*key.link, topic = &*key.topic, error, "did not close cleanly");
+        if let Err(error) = self.shared.shards.release(owned).await {
+            tracing::warn!(link = &*self.name, %error, "did not close cleanly");
         }
     }
 
@@ -290,8 +293,8 @@ impl Link {
                 allow_truncation: config.allow_truncation,
                 on_source_gap: config.on_source_gap,
                 undo_window: config.undo_window,
+                backfill_rate_limit: None,
                 batch_bytes_max: config.batch_bytes_max,
-                client_id: self.shared.client_id.clone(),
             }
         };
         let link = &self.name;
@@ -309,7 +312,15 @@ impl Link {
                 let owned = self.owned(name, topic).into_iter().skip(from);
                 for ((shard, key), dir) in owned.zip(topic.record.partitions.iter().skip(from)) {
                     let (topic_id, mode) = (topic.record.topic_id, mode_of(&topic.record));
-                    assigns.push((shard, Assign { key, topic_id, data_dir: dir.clone(), mode }));
+                    let assign = Assign {
+                        key,
+                        topic_id,
+                        data_dir: dir.clone(),
+                        mode,
+                        segment_bytes: SEGMENT_BYTES,
+                        segment_ms: SEGMENT_MS,
+                    };
+                    assigns.push((shard, assign));
                 }
             }
         }
@@ -351,7 +362,7 @@ impl Link {
     }
 
     /// One question; `None` when the gate closed meanwhile.
-    async fn ask_source(&self) -> Option<Result<(SourceCluster, Vec<BrokerView>), String>> {
+    async fn ask_source(&self) -> Option<Result<(SourceCluster, Vec<Broker>), String>> {
         let mut source = match self.source.borrow_mut().take() {
             Some(source) => source,
             None => self.shared.connector.source(&self.state.borrow().config),
@@ -399,11 +410,7 @@ impl Link {
     }
 
     /// Takes in what the source said: identity first, then topics, then leaders.
-    async fn apply(
-        &self,
-        cluster: SourceCluster,
-        brokers: Vec<BrokerView>,
-    ) -> Result<(), StoreError> {
+    async fn apply(&self, cluster: SourceCluster, brokers: Vec<Broker>) -> Result<(), StoreError> {
         let _turn = self.turn.lock().await;
         if !self.may_run() {
             return Ok(());
@@ -530,6 +537,7 @@ impl Link {
                     record.partitions.resize_with(*count, || placement.dir());
                 }
                 Observation::Fault { code, reason } => {
+                    let code = code.name();
                     tracing::error!(link = &*self.name, topic = name, code, reason, "FAULTED");
                     record.become_state(TopicState::Faulted, Some((code, reason)), wall_ms());
                 }
@@ -563,7 +571,7 @@ impl Link {
                 let command = || Command::Hold {
                     link: link.clone(),
                     topic: topic.clone(),
-                    code: code.to_owned(),
+                    state: PartitionState::Faulted(code),
                     reason: reason.clone(),
                 };
                 shards.broadcast(command).await;
@@ -579,7 +587,7 @@ impl Link {
     }
 
     /// Tells the shards who leads, when that has changed.
-    async fn push_leaders(&self, cluster: &SourceCluster, brokers: Vec<BrokerView>) {
+    async fn push_leaders(&self, cluster: &SourceCluster, brokers: Vec<Broker>) {
         let view = {
             let mut state = self.state.borrow_mut();
             let topics = cluster
@@ -607,7 +615,7 @@ fn mode_of(record: &TopicRecord) -> Mode {
         TopicState::Active => Mode::Replicate,
         TopicState::Paused => Mode::Paused,
         TopicState::Faulted => Mode::Held {
-            code: record.code.clone().unwrap_or_default(),
+            state: PartitionState::Faulted(observe::fault_code(record)),
             reason: record.reason.clone().unwrap_or_default(),
         },
         TopicState::FailingOver | TopicState::FailedOver => Mode::Sealed,
@@ -635,7 +643,7 @@ fn view_of(topic: &SourceTopic) -> TopicView {
 
 /// Brokers with their names resolved; one that does not resolve has no address and is retried with
 /// the next answer.
-async fn resolve(cluster: &SourceCluster) -> Vec<BrokerView> {
+async fn resolve(cluster: &SourceCluster) -> Vec<Broker> {
     let mut brokers = Vec::new();
     for broker in &cluster.brokers {
         let lookup = tokio::net::lookup_host((broker.host.as_str(), broker.port));
@@ -646,7 +654,7 @@ async fn resolve(cluster: &SourceCluster) -> Vec<BrokerView> {
         // Resolvers rotate answers; a stable order keeps unchanged views equal.
         addresses.sort_unstable();
         let (id, host, port) = (broker.id, broker.host.clone(), broker.port);
-        brokers.push(BrokerView { id, host, port, addresses });
+        brokers.push(Broker { id, host, port, addresses });
     }
     brokers.sort_by_key(|broker| broker.id);
     brokers

@@ -2,15 +2,13 @@
 
 use super::records::TopicRecord;
 use super::source::SourceTopic;
+use crate::shard_port::FaultCode;
 use crate::states::TopicState;
 use uuid::Uuid;
 
 /// Answers in a row that must leave a topic out before it counts as deleted: a broker that has just
 /// started may not know all topics yet.
 pub const MISSING_ANSWERS: u32 = 3;
-
-/// The code of a topic that is gone from the source. The only fault that mends itself.
-pub const TOPIC_DELETED: &str = "topic_deleted";
 
 /// What must change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +22,7 @@ pub enum Observation {
     /// Stop and wait for a person.
     Fault {
         /// Stable code.
-        code: &'static str,
+        code: FaultCode,
         /// For people.
         reason: String,
     },
@@ -40,7 +38,8 @@ pub fn observe(
     seen: Option<&SourceTopic>,
     missing: u32,
 ) -> Observation {
-    let gone = record.state == TopicState::Faulted && record.code.as_deref() == Some(TOPIC_DELETED);
+    // The only fault that mends itself.
+    let gone = record.state == TopicState::Faulted && fault_code(record) == FaultCode::TopicDeleted;
     // A paused topic is judged when it is resumed, other faults when a person has looked.
     if record.state != TopicState::Active && !gone {
         return Observation::Same;
@@ -50,7 +49,7 @@ pub fn observe(
             return Observation::Same;
         }
         return Observation::Fault {
-            code: TOPIC_DELETED,
+            code: FaultCode::TopicDeleted,
             reason: format!(
                 "the source no longer lists topic {name}: it was deleted, or our right to describe \
                  it was taken. The copy is kept"
@@ -63,7 +62,7 @@ pub fn observe(
     match (record.topic_id, seen.id) {
         (Some(ours), Some(theirs)) if ours != theirs => {
             return Observation::Fault {
-                code: "topic_recreated",
+                code: FaultCode::TopicRecreated,
                 reason: format!(
                     "topic {name} was deleted and created again at the source: our copy is of id \
                      {}, the source has id {}. The copy is kept; fail it over to keep it for good, \
@@ -79,7 +78,7 @@ pub fn observe(
     let (ours, theirs) = (record.partitions.len(), seen.partitions.len());
     if theirs < ours {
         return Observation::Fault {
-            code: "partitions_decreased",
+            code: FaultCode::PartitionsDecreased,
             reason: format!(
                 "topic {name} has {theirs} partitions at the source and {ours} here, which only a \
                  topic created anew can have"
@@ -91,6 +90,14 @@ pub fn observe(
         (false, true) => Observation::Grown(theirs),
         (false, false) => Observation::Same,
     }
+}
+
+/// The fault a record names. What control writes is one of three.
+pub fn fault_code(record: &TopicRecord) -> FaultCode {
+    let known =
+        [FaultCode::TopicRecreated, FaultCode::TopicDeleted, FaultCode::PartitionsDecreased];
+    let named = known.into_iter().find(|code| record.code.as_deref() == Some(code.name()));
+    named.unwrap_or(FaultCode::LocalLog)
 }
 
 /// A topic id as Kafka's tools print it: base64, URL-safe, unpadded.
@@ -133,7 +140,7 @@ mod tests {
         SourceTopic { name: "t".into(), id: id.map(Uuid::from_u128), error: None, partitions }
     }
 
-    fn code(observation: Observation) -> &'static str {
+    fn code(observation: Observation) -> FaultCode {
         match observation {
             Observation::Fault { code, .. } => code,
             other => panic!("{other:?}"),
@@ -149,12 +156,15 @@ mod tests {
         assert_eq!(see(&active(None, 2), topic(None, 2)), Observation::Same);
         let learnt = see(&active(None, 2), topic(Some(9), 2));
         assert_eq!(learnt, Observation::LearnId(Uuid::from_u128(9)));
-        assert_eq!(code(see(&active(Some(1), 2), topic(Some(1), 1))), "partitions_decreased");
+        assert_eq!(
+            code(see(&active(Some(1), 2), topic(Some(1), 1))),
+            FaultCode::PartitionsDecreased
+        );
         let Observation::Fault { code, reason } = see(&active(Some(1), 1), topic(Some(2), 1))
         else {
             panic!("another id");
         };
-        assert_eq!(code, "topic_recreated");
+        assert_eq!(code, FaultCode::TopicRecreated);
         let [ours, theirs] = [1, 2].map(|id| shown(Uuid::from_u128(id)));
         assert!(reason.contains(&ours) && reason.contains(&theirs), "{reason}");
     }
@@ -163,16 +173,19 @@ mod tests {
     fn a_topic_must_be_missing_for_a_while() {
         let active = record(Some(1), 1, TopicState::Active);
         assert_eq!(observe("t", &active, None, 1), Observation::Same);
-        assert_eq!(code(observe("t", &active, None, MISSING_ANSWERS)), TOPIC_DELETED);
+        assert_eq!(code(observe("t", &active, None, MISSING_ANSWERS)), FaultCode::TopicDeleted);
     }
 
     #[test]
     fn a_deleted_topic_may_come_back_only_as_itself() {
         let mut gone = record(Some(1), 1, TopicState::Faulted);
-        gone.code = Some(TOPIC_DELETED.to_owned());
+        gone.code = Some(FaultCode::TopicDeleted.name().to_owned());
         assert_eq!(observe("t", &gone, None, 9), Observation::Same);
         assert_eq!(observe("t", &gone, Some(&topic(Some(1), 1)), 0), Observation::Back);
-        assert_eq!(code(observe("t", &gone, Some(&topic(Some(2), 1)), 0)), "topic_recreated");
+        assert_eq!(
+            code(observe("t", &gone, Some(&topic(Some(2), 1)), 0)),
+            FaultCode::TopicRecreated
+        );
     }
 
     #[test]

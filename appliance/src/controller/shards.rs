@@ -73,7 +73,10 @@ impl Shards {
             let answers = wait(shard, answer, deadline, ASSIGN_TIMEOUT).await;
             for (index, position) in positions.into_iter().enumerate() {
                 results[position] = match &answers {
-                    Ok(answers) => answers.get(index).cloned().unwrap_or(Ok(())),
+                    Ok(answers) => match answers.get(index) {
+                        Some(Err(refused)) => Err(refused.reason.clone()),
+                        _ => Ok(()),
+                    },
                     Err(error) => Err(error.to_string()),
                 };
             }
@@ -118,20 +121,33 @@ impl Shards {
         Ok(answers.into_iter().flatten().collect())
     }
 
-    /// Closes partitions, and removes their folders when told so. Failures come with their key.
-    pub async fn release(
+    /// Closes partitions; their files stay.
+    ///
+    /// # Errors
+    /// When a shard does not confirm.
+    pub async fn release(&self, partitions: Vec<(usize, PartitionKey)>) -> Result<(), ShardError> {
+        let deadline = Instant::now() + PAUSE_TIMEOUT;
+        let mut waiting = Vec::new();
+        for (shard, partitions) in self.by_shard(partitions) {
+            let (reply, answer) = oneshot::channel();
+            let _ = self.senders[shard].send(Command::Release { partitions, reply }).await;
+            waiting.push((shard, answer));
+        }
+        for (shard, answer) in waiting {
+            wait(shard, answer, deadline, PAUSE_TIMEOUT).await?;
+        }
+        Ok(())
+    }
+
+    /// Closes partitions and removes their folders. Failures come with their key.
+    pub async fn delete(
         &self,
         partitions: Vec<(usize, PartitionKey)>,
-        files: bool,
     ) -> Vec<(PartitionKey, String)> {
-        let mut by_shard: Vec<Vec<PartitionKey>> = vec![Vec::new(); self.count()];
-        for (shard, key) in partitions {
-            by_shard[shard].push(key);
-        }
         let mut waiting = Vec::new();
-        for (shard, keys) in by_shard.into_iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
+        for (shard, keys) in self.by_shard(partitions) {
             let (reply, answer) = oneshot::channel();
-            let command = Command::Release { partitions: keys.clone(), files, reply };
+            let command = Command::Delete { partitions: keys.clone(), reply };
             let _ = self.senders[shard].send(command).await;
             waiting.push((shard, keys, answer));
         }
@@ -141,13 +157,21 @@ impl Shards {
             match wait(shard, answer, deadline, PAUSE_TIMEOUT).await {
                 Ok(results) => {
                     for (key, result) in keys.into_iter().zip(results) {
-                        failures.extend(result.err().map(|error| (key, error)));
+                        failures.extend(result.err().map(|refused| (key, refused.reason)));
                     }
                 }
                 Err(error) => failures.extend(keys.into_iter().map(|k| (k, error.to_string()))),
             }
         }
         failures
+    }
+
+    fn by_shard(&self, keys: Vec<(usize, PartitionKey)>) -> Vec<(usize, Vec<PartitionKey>)> {
+        let mut by_shard: Vec<Vec<PartitionKey>> = vec![Vec::new(); self.count()];
+        for (shard, key) in keys {
+            by_shard[shard].push(key);
+        }
+        by_shard.into_iter().enumerate().filter(|(_, keys)| !keys.is_empty()).collect()
     }
 
     /// Snapshots by shard; a shard that does not answer in time is absent.

@@ -6,8 +6,8 @@ use super::link::{Health, Link, Topic};
 use super::records::End;
 use super::verbs::shown_id;
 use super::{Controller, wall_ms};
-use crate::shard_port::{PartitionStatus, ShardStatus};
-use crate::states::{LinkState, TopicState};
+use crate::shard_port::{PartitionState, PartitionStatus, ShardStatus};
+use crate::states::{Answer, LinkState, TopicState};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -31,6 +31,8 @@ pub struct NodeView {
     pub shards: Vec<ShardView>,
     /// Links, topics, partitions.
     pub links: Vec<LinkView>,
+    /// What the last reload of the configuration file refused, and why.
+    pub reload_refused: Vec<Answer>,
 }
 
 /// One data shard.
@@ -280,6 +282,7 @@ impl<'a> Snapshot<'a> {
             now_ms: self.now_ms,
             shards: shards.collect(),
             links: links.iter().map(|link| self.link(link, depth)).collect(),
+            reload_refused: controller.last_reload().map_or_else(Vec::new, |reload| reload.refused),
         }
     }
 
@@ -375,7 +378,7 @@ impl<'a> Snapshot<'a> {
             partition,
             shard,
             state: status.map_or("UNKNOWN", |status| status.state.name()).to_owned(),
-            code: status.and_then(|status| status.code.clone()),
+            code: status.and_then(|status| code_of(status.state)),
             reason: status.and_then(|status| status.reason.clone()),
             since_ms: status.map(|status| status.since_ms),
             retry_at_ms: status.and_then(|status| status.retry_at_ms),
@@ -390,6 +393,13 @@ impl<'a> Snapshot<'a> {
             rate_bytes_per_second: status.and_then(|status| self.rates.rate(status, self.now_ms)),
             data_dir,
         }
+    }
+}
+
+fn code_of(state: PartitionState) -> Option<String> {
+    match state {
+        PartitionState::Faulted(code) => Some(code.name().to_owned()),
+        _ => None,
     }
 }
 

@@ -387,7 +387,7 @@ impl Link {
             let keys = marked.iter().flat_map(|name| self.owned(name, &state.topics[name]));
             keys.collect::<Vec<_>>()
         };
-        let failures = self.shared.shards.release(owned, true).await;
+        let failures = self.shared.shards.delete(owned).await;
         for (key, error) in &failures {
             let (link, topic, partition) = (&*key.link, &*key.topic, key.partition);
             tracing::error!(link, topic, partition, error, "files could not be removed");
