@@ -15,7 +15,7 @@ use crate::batch::{
     self, Batch, CHECKED_FROM, HEADER_BYTES, Header, LEGACY_CHECKED_FROM, LEGACY_HEADER_BYTES,
     LEGACY_V1_BYTES_MIN, MAGIC_AT, OVERHEAD_BYTES, Producer,
 };
-use crate::crc::Crc32c;
+use crate::crc::{self, Crc32c};
 
 /// Why bytes were not appended. Nothing of the batch named is kept; what was complete before it is.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -152,6 +152,8 @@ pub struct Checker {
     head: [u8; HEADER_BYTES],
     head_bytes: usize,
     body: Option<Body>,
+    /// CRC-32C over all bytes of the magic 0 or 1 message that ended last.
+    legacy_file_crc: u32,
 }
 
 /// An entry whose head is complete and believed.
@@ -165,7 +167,8 @@ struct Body {
 
 enum RunningCrc {
     Castagnoli(Crc32c),
-    Ieee(crc32fast::Hasher),
+    /// The second runs over all bytes, for the segment's own checksum.
+    Ieee(crc32fast::Hasher, Crc32c),
 }
 
 impl Checker {
@@ -180,6 +183,7 @@ impl Checker {
             head: [0; HEADER_BYTES],
             head_bytes: 0,
             body: None,
+            legacy_file_crc: 0,
         }
     }
 
@@ -201,10 +205,10 @@ impl Checker {
         self.expected = expected;
     }
 
-    /// The following entries are counted from the start of a new segment.
-    pub fn start_segment(&mut self) {
+    /// Entries are counted in a new segment from now on, in which the last batch ends here.
+    pub fn start_segment(&mut self, position: u64) {
         assert!(!self.in_batch());
-        self.position = 0;
+        self.position = position;
     }
 
     /// Forgets the entry that has begun.
@@ -231,6 +235,16 @@ impl Checker {
     /// Whether a batch has begun and not ended.
     pub fn in_batch(&self) -> bool {
         self.head_bytes > 0
+    }
+
+    /// The CRC-32C over all bytes of the batch just returned, made of its own checksum.
+    pub fn file_crc(&self, batch: &Batch) -> u32 {
+        assert!(!self.in_batch(), "the head of the batch just returned is still here");
+        if batch.magic < 2 {
+            return self.legacy_file_crc;
+        }
+        let head = crc::crc32c(&self.head[..CHECKED_FROM]);
+        crc::combine(head, batch.crc, u64::from(batch.bytes) - CHECKED_FROM as u64)
     }
 
     /// Takes bytes until a batch ends or the piece does. Call again with the rest.
@@ -373,7 +387,9 @@ impl Checker {
         };
         let mut crc = crc32fast::Hasher::new();
         crc.update(&self.head[LEGACY_CHECKED_FROM..LEGACY_HEADER_BYTES]);
-        Ok(Body::new(batch, RunningCrc::Ieee(crc), LEGACY_HEADER_BYTES))
+        let mut file_crc = Crc32c::new();
+        file_crc.update(&self.head[..LEGACY_HEADER_BYTES]);
+        Ok(Body::new(batch, RunningCrc::Ieee(crc, file_crc), LEGACY_HEADER_BYTES))
     }
 
     fn judge_offsets(&self, base_offset: i64, last_offset: i64) -> Result<(), AppendError> {
@@ -408,7 +424,10 @@ impl Checker {
         let mut batch = body.batch;
         let computed = match body.crc {
             RunningCrc::Castagnoli(crc) => crc.finish(),
-            RunningCrc::Ieee(crc) => crc.finalize(),
+            RunningCrc::Ieee(crc, file_crc) => {
+                self.legacy_file_crc = file_crc.finish();
+                crc.finalize()
+            }
         };
         if computed != batch.crc {
             let base_offset = batch.base_offset;
@@ -433,7 +452,10 @@ impl Body {
     fn take(&mut self, bytes: &[u8]) {
         match &mut self.crc {
             RunningCrc::Castagnoli(crc) => crc.update(bytes),
-            RunningCrc::Ieee(crc) => crc.update(bytes),
+            RunningCrc::Ieee(crc, file_crc) => {
+                crc.update(bytes);
+                file_crc.update(bytes);
+            }
         }
         self.seen += bytes.len() as u32;
         if self.batch.control && self.records_bytes < MARKER_BYTES {
@@ -456,19 +478,27 @@ mod tests {
 
     fn check(pieces: &[&[u8]], bounds: Bounds) -> (Vec<Batch>, Result<(), AppendError>) {
         let mut checker = Checker::new(0, None, 0, bounds);
-        let mut batches = Vec::new();
+        let (mut batches, mut crcs) = (Vec::new(), Vec::new());
+        let mut start = 0;
         for piece in pieces {
             let mut rest = *piece;
             while !rest.is_empty() {
                 match checker.feed(rest) {
                     Ok(fed) => {
                         assert!(fed.consumed > 0);
+                        crcs.extend(fed.batch.map(|batch| checker.file_crc(&batch)));
                         batches.extend(fed.batch);
                         rest = &rest[fed.consumed..];
                     }
                     Err(e) => return (batches, Err(e)),
                 }
             }
+        }
+        let whole = pieces.concat();
+        for (batch, crc) in batches.iter().zip(crcs) {
+            let end = start + batch.bytes as usize;
+            assert_eq!(crc, crc::crc32c(&whole[start..end]));
+            start = end;
         }
         (batches, Ok(()))
     }

@@ -78,6 +78,27 @@ pub struct Entry {
     pub flushed: Place,
     /// Where a recovery begins to read.
     pub replay: Replay,
+    /// Checkpoints were lost: this may be older than what was flushed, or made up. The partition is
+    /// read whole, once.
+    pub doubtful: bool,
+}
+
+impl Entry {
+    /// For a partition of which no checkpoint is left.
+    pub const UNKNOWN: Entry = Entry {
+        topic_id: None,
+        log_start_offset: 0,
+        high_watermark: 0,
+        last_epoch: None,
+        flushed: Place { segment: 0, bytes: 0, offset: 0 },
+        replay: Replay {
+            place: Place { segment: 0, bytes: 0, offset: 0 },
+            index: IndexState::EMPTY,
+            epoch: None,
+            snapshot: false,
+        },
+        doubtful: true,
+    };
 }
 
 /// A checkpoint.
@@ -128,7 +149,7 @@ struct Fixed {
     link_bytes: u32,
     topic_bytes: u32,
     replay_snapshot: u32,
-    padding: u32,
+    doubtful: u32,
 }
 
 const MAGIC: [u8; 8] = *b"USCKPT01";
@@ -221,7 +242,7 @@ impl Fixed {
             link_bytes: id.link.len() as u32,
             topic_bytes: id.topic.len() as u32,
             replay_snapshot: u32::from(replay.snapshot),
-            padding: 0,
+            doubtful: u32::from(entry.doubtful),
         }
     }
 
@@ -262,6 +283,7 @@ impl Fixed {
                 epoch: epoch(self.replay_epoch),
                 snapshot: self.replay_snapshot == 1,
             },
+            doubtful: self.doubtful == 1,
         })
     }
 }
@@ -301,6 +323,7 @@ mod tests {
                     last_epoch: epoch,
                     flushed,
                     replay: Replay { place, index, epoch, snapshot },
+                    doubtful: snapshot,
                 }
             })
     }
@@ -343,6 +366,7 @@ mod tests {
                 last_epoch: None,
                 flushed: place,
                 replay,
+                doubtful: false,
             }
         };
         let of = |boot, sequence, list: &[(i32, i64)]| Checkpoint {

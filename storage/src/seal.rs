@@ -121,10 +121,25 @@ impl Seal {
     }
 }
 
+/// What a seal says beside checksums.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// See [`Seal::base`].
+    pub base: i64,
+    /// See [`Seal::next_offset`].
+    pub next_offset: i64,
+    /// See [`Seal::next_base`].
+    pub next_base: i64,
+    /// See [`Seal::index_bytes`].
+    pub index_bytes: [u32; 3],
+}
+
 /// Gathers a segment's checksums as batches are appended.
-#[derive(Default)]
 pub struct SealBuilder {
     strides: Vec<Stride>,
+    /// Bytes before the first one seen here.
+    start: u64,
+    /// Where the bytes seen end, the run's apart.
     bytes: u64,
     crc: u32,
     stride_bytes: u64,
@@ -136,6 +151,25 @@ pub struct SealBuilder {
 const COMBINE_BYTES: u32 = 32 << 10;
 
 impl SealBuilder {
+    /// Checksums from byte `start` on; those before it are brought to [`SealBuilder::finish`].
+    pub fn starting_at(start: u64) -> SealBuilder {
+        SealBuilder { strides: Vec::new(), start, bytes: start, crc: 0, stride_bytes: 0, run: None }
+    }
+
+    /// Bytes before the first one seen here.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The strides so far; the last may be short.
+    pub fn into_strides(mut self, next_offset: i64) -> Vec<Stride> {
+        self.fold_run();
+        if self.stride_bytes > 0 {
+            self.push_stride(next_offset);
+        }
+        self.strides
+    }
+
     /// Whether the next batch, of so many bytes, is taken by its checksum alone.
     pub fn takes_checksum(batch_bytes: u32) -> bool {
         batch_bytes >= COMBINE_BYTES
@@ -166,26 +200,18 @@ impl SealBuilder {
         }
     }
 
-    /// The segment is complete.
-    pub fn finish(
-        mut self,
-        base: i64,
-        next_offset: i64,
-        next_base: i64,
-        index_bytes: [u32; 3],
-    ) -> Seal {
-        self.fold_run();
-        if self.stride_bytes > 0 {
-            self.push_stride(next_offset);
+    /// The segment is complete. `prefix` are the strides of the bytes before this builder's start.
+    pub fn finish(self, prefix: Vec<Stride>, ends: Ends) -> Seal {
+        assert_eq!(prefix.last().map_or(0, |stride| u64::from(stride.end)), self.start);
+        let mut strides = prefix;
+        strides.extend(self.into_strides(ends.next_offset));
+        let (mut crc, mut bytes) = (0, 0);
+        for stride in &strides {
+            crc = crc::combine(crc, stride.crc, u64::from(stride.end) - bytes);
+            bytes = u64::from(stride.end);
         }
-        let (mut crc, mut start) = (0, 0);
-        for stride in &self.strides {
-            crc = crc::combine(crc, stride.crc, u64::from(stride.end) - start);
-            start = u64::from(stride.end);
-        }
-        assert_eq!(start, self.bytes);
-        let bytes = self.bytes;
-        Seal { base, bytes, next_offset, next_base, index_bytes, crc, strides: self.strides }
+        let Ends { base, next_offset, next_base, index_bytes } = ends;
+        Seal { base, bytes, next_offset, next_base, index_bytes, crc, strides }
     }
 
     fn fold_run(&mut self) {
@@ -219,7 +245,7 @@ mod tests {
     proptest! {
         #[test]
         fn checksums_are_those_of_the_bytes(sizes in prop::collection::vec(1usize..700_000, 1..12)) {
-            let (mut builder, mut file) = (SealBuilder::default(), Vec::new());
+            let (mut builder, mut file) = (SealBuilder::starting_at(0), Vec::new());
             for (i, &size) in sizes.iter().enumerate() {
                 let batch: Vec<u8> = (0..size).map(|b| (b * 7 + i) as u8).collect();
                 let next = i as i64 + 1;
@@ -232,7 +258,9 @@ mod tests {
                 }
                 file.extend(batch);
             }
-            let seal = builder.finish(0, sizes.len() as i64, 99, [8, 12, 0]);
+            let next_offset = sizes.len() as i64;
+            let ends = Ends { base: 0, next_offset, next_base: 99, index_bytes: [8, 12, 0] };
+            let seal = builder.finish(Vec::new(), ends);
             prop_assert_eq!(seal.bytes, file.len() as u64);
             prop_assert_eq!(seal.crc, crc::crc32c(&file));
             let mut start = 0;
@@ -256,7 +284,8 @@ mod tests {
 
     #[test]
     fn an_empty_seal() {
-        let seal = SealBuilder::default().finish(5, 5, 5, [0; 3]);
+        let ends = Ends { base: 5, next_offset: 5, next_base: 5, index_bytes: [0; 3] };
+        let seal = SealBuilder::starting_at(0).finish(Vec::new(), ends);
         assert_eq!((seal.bytes, seal.crc, seal.strides.len()), (0, 0, 0));
     }
 }

@@ -1,0 +1,529 @@
+//! Opening a log: reads what is on disk, lets [`crate::recovery`] decide, carries the decision out.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use ring::{BLOCK, Class, File};
+
+use crate::batch::Batch;
+use crate::chain::Chain;
+use crate::checkpoint::{Entry, Replay};
+use crate::epochs::Epochs;
+use crate::index::{self, IndexState, Indexes};
+use crate::log::{LastBatch, Log, LogError, LogSettings, LogState, Opened};
+use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE};
+use crate::position::{Place, Positions};
+use crate::producers::Producers;
+use crate::recovery::{Corrupt, Found, FoundSegment, Recovery, Scan, Scanned, Step, Verdict};
+use crate::scan::{FoundBatch, scan};
+use crate::seal::{Ends, Seal, SealBuilder};
+use crate::segment::Segment;
+use crate::store::Memory;
+use crate::volume::Volume;
+use crate::work::{APPEND, append_file, at, cut_file, read_small, remove};
+
+/// What opening a log found and did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// There was no such log before.
+    pub new: bool,
+    /// Where it stands now.
+    pub positions: Positions,
+    /// Bytes read from its segments.
+    pub scanned_bytes: u64,
+    /// Bytes of torn writes that were cut away.
+    pub torn_bytes: u64,
+    /// Segments removed, since nothing of them was flushed.
+    pub removed_segments: usize,
+    /// Damage; the log is CORRUPT and unchanged.
+    pub corrupt: Option<Corrupt>,
+}
+
+/// Opens or creates a log.
+pub(crate) async fn open(
+    id: LogId,
+    settings: LogSettings,
+    entry: Option<Entry>,
+    volume: &Rc<Volume>,
+    memory: &Rc<Memory>,
+) -> Result<(Rc<Log>, Recovered), LogError> {
+    if volume.log(&id).is_some() {
+        return Err(LogError::Open);
+    }
+    let mut settings = settings;
+    let files = Files::of(&id, volume.path());
+    files.claim(&mut settings).await?;
+    // An entry of another incarnation of the topic says nothing about this one.
+    let entry = entry.filter(|entry| {
+        entry.topic_id.is_none() || entry.topic_id == settings.topic_id || entry.doubtful
+    });
+    let (opened, recovered) = load(&files, settings, entry, None).await?;
+    // Someone else may have opened it while this one was reading.
+    if volume.log(&id).is_some() {
+        return Err(LogError::Open);
+    }
+    let log = Log::new(id, volume.path(), Rc::clone(volume), Rc::clone(memory), opened.into_inner(0));
+    volume.add(&log);
+    volume.mark_dirty(&log);
+    let positions = log.positions();
+    Ok((log, Recovered { positions, ..recovered }))
+}
+
+/// The folders of a log.
+pub(crate) struct Files {
+    pub folder: PathBuf,
+    pub seals: PathBuf,
+}
+
+impl Files {
+    /// Those of `id`.
+    pub fn of(id: &LogId, data_dir: &Path) -> Files {
+        Files { folder: id.folder(data_dir), seals: id.seal_folder(data_dir) }
+    }
+
+    /// The path of a segment's file.
+    pub fn path(&self, kind: Kind, offset: i64) -> PathBuf {
+        let folder = if kind == Kind::Seal { &self.seals } else { &self.folder };
+        folder.join(kind.name(offset))
+    }
+
+    /// Creates the folder if it is new; refuses one of another topic id.
+    async fn claim(&self, settings: &mut LogSettings) -> Result<(), LogError> {
+        let path = self.folder.join(METADATA_FILE);
+        let text = read_small(&path).await?;
+        let found = text.and_then(|text| names::parse_metadata(&String::from_utf8(text).ok()?));
+        match (found, settings.topic_id) {
+            (Some(found), Some(wanted)) if found != wanted => {
+                Err(LogError::TopicId { found, wanted })
+            }
+            (Some(found), _) => {
+                settings.topic_id = Some(found);
+                Ok(())
+            }
+            (None, wanted) => {
+                at(&self.folder, ring::fs::create_dir_all(&self.folder).await)?;
+                let Some(id) = wanted else { return Ok(()) };
+                let text = names::format_metadata(id).into_bytes();
+                at(&path, ring::fs::write(&path, text).await)
+            }
+        }
+    }
+
+    /// All segment files, with their lengths.
+    async fn list(&self) -> Result<BTreeMap<(i64, u8), u64>, LogError> {
+        let mut files = BTreeMap::new();
+        for folder in [&self.folder, &self.seals] {
+            let entries = match ring::fs::read_dir(folder).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => at(folder, other)?,
+            };
+            for entry in entries {
+                let Some((offset, kind)) = entry.name.to_str().and_then(names::parse_file) else {
+                    continue;
+                };
+                files.insert((offset, kind as u8), entry.len);
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// State carried from scan to scan.
+struct Loading<'a> {
+    files: &'a Files,
+    epochs: Epochs,
+    producers: Producers,
+    /// The segment scanned last, with the indexes as they came out.
+    segment: Option<(i64, Indexes, Option<i32>)>,
+    reseals: BTreeMap<i64, (SealBuilder, Place, [u32; 3])>,
+    last_batch: Option<LastBatch>,
+    last_epoch: Option<i32>,
+    scanned_bytes: u64,
+    until: i64,
+}
+
+/// Reads a log. With `until`, what begins at or above that offset is cut off.
+pub(crate) async fn load(
+    files: &Files,
+    settings: LogSettings,
+    entry: Option<Entry>,
+    until: Option<i64>,
+) -> Result<(Opened, Recovered), LogError> {
+    let listing = files.list().await?;
+    let found = find(files, &listing, entry, settings.start_offset_if_new).await?;
+    let new = found.segments.is_empty() && found.entry.is_none();
+    let mut loading = Loading {
+        files,
+        epochs: read_epochs(files).await?,
+        producers: Producers::default(),
+        segment: None,
+        reseals: BTreeMap::new(),
+        last_batch: None,
+        last_epoch: entry.and_then(|entry| entry.last_epoch),
+        scanned_bytes: 0,
+        until: until.unwrap_or(i64::MAX),
+    };
+    let mut recovery = Recovery::new(found.clone());
+    let verdict = loop {
+        match recovery.step() {
+            Step::Scan(scan) => {
+                let scanned = loading.scan(&scan).await?;
+                recovery.scanned(scanned);
+            }
+            Step::Done(verdict) => break verdict,
+        }
+    };
+    let mut recovered = Recovered {
+        new,
+        positions: Positions {
+            log_start_offset: 0,
+            received: Default::default(),
+            written: Default::default(),
+            flushed: Default::default(),
+            high_watermark: 0,
+            last_stable_offset: 0,
+            last_epoch: None,
+        },
+        scanned_bytes: loading.scanned_bytes,
+        torn_bytes: verdict.torn_bytes,
+        removed_segments: verdict.remove.len(),
+        corrupt: verdict.corrupt.clone(),
+    };
+    if verdict.corrupt.is_none() {
+        loading.carry_out(&verdict).await?;
+    }
+    let opened = loading.finish(settings, entry, &verdict, &found, new).await?;
+    recovered.scanned_bytes = recovered.scanned_bytes.max(opened.1);
+    Ok((opened.0, recovered))
+}
+
+/// Everything the decision needs to know of the disk.
+async fn find(
+    files: &Files,
+    listing: &BTreeMap<(i64, u8), u64>,
+    entry: Option<Entry>,
+    start_offset: i64,
+) -> Result<Found, LogError> {
+    let length =
+        |kind: Kind, base| listing.get(&(base, kind as u8)).copied().unwrap_or_default();
+    let mut segments = Vec::new();
+    for (&(base, kind), &bytes) in listing {
+        if kind != Kind::Log as u8 {
+            continue;
+        }
+        let mut seal = None;
+        if listing.contains_key(&(base, Kind::Seal as u8)) {
+            let bytes = read_small(&files.path(Kind::Seal, base)).await?.unwrap_or_default();
+            seal = Seal::decode(&bytes).ok().filter(|seal| seal.base == base);
+        }
+        let index_bytes =
+            [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].map(|kind| length(kind, base));
+        segments.push(FoundSegment { base, bytes, seal, index_bytes });
+    }
+    let lost = entry.is_some_and(|entry| entry.doubtful);
+    // An entry made up for want of a checkpoint holds no place.
+    let entry = entry.filter(|entry| !(lost && entry.flushed == Place::default()));
+    let mut replay_usable = false;
+    if let Some(Entry { replay, .. }) = entry {
+        let base = replay.place.segment;
+        let have = [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].map(|kind| length(kind, base));
+        let want = replay.index.file_bytes();
+        let snapshot = !replay.snapshot
+            || read_snapshot(files, replay.place.offset).await?.is_some();
+        replay_usable = snapshot && have.iter().zip(want).all(|(have, want)| *have >= want);
+    }
+    Ok(Found { segments, entry, lost, replay_usable, start_offset })
+}
+
+impl Loading<'_> {
+    /// Scans a segment and rebuilds what is kept beside it.
+    async fn scan(&mut self, wanted: &Scan) -> Result<Scanned, LogError> {
+        let base = wanted.from.place.segment;
+        self.leave_segment().await?;
+        self.load_producers(&wanted.from).await?;
+        let mut indexes = Indexes::new(base, wanted.from.index);
+        let mut builder = SealBuilder::starting_at(0);
+        let whole = wanted.from.place.bytes == 0;
+        let (epochs, producers, until) = (&mut self.epochs, &mut self.producers, self.until);
+        let last_batch = &mut self.last_batch;
+        let mut epoch = wanted.from.epoch;
+        let path = self.files.path(Kind::Log, base);
+        let scanned = scan(&path, &wanted.from, wanted.to_bytes, |found: &FoundBatch| {
+            let FoundBatch { batch, position, file_crc } = found;
+            if batch.last_offset >= until {
+                return false;
+            }
+            if whole {
+                builder.append_checksum(*file_crc, u64::from(batch.bytes), batch.next_offset());
+            }
+            indexes.append(*position, batch);
+            if let Some(aborted) = producers.append(batch) {
+                indexes.append_aborted(aborted);
+            }
+            if let Some(batch_epoch) = batch.leader_epoch {
+                epochs.assign(batch_epoch, batch.base_offset);
+                epoch = Some(batch_epoch);
+            }
+            *last_batch = Some(last_batch_of(batch, base, *position));
+            true
+        })
+        .await;
+        self.scanned_bytes += scanned.place.bytes - wanted.from.place.bytes;
+        // The files may hold entries for what is scanned again, or for what is no more.
+        let sizes = wanted.from.index.file_bytes();
+        for (kind, size) in [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].into_iter().zip(sizes) {
+            cut_file(&self.files.path(kind, base), size).await?;
+        }
+        if whole {
+            self.reseals.insert(base, (builder, scanned.place, [0; 3]));
+        }
+        self.segment = Some((base, indexes, epoch));
+        self.last_epoch = epoch.or(self.last_epoch);
+        Ok(scanned)
+    }
+
+    /// The segment scanned before turned out to be a finished one: its indexes are complete.
+    async fn leave_segment(&mut self) -> Result<(), LogError> {
+        let Some((base, mut indexes, _)) = self.segment.take() else { return Ok(()) };
+        indexes.finish();
+        let sizes = indexes.state().file_bytes().map(|bytes| bytes as u32);
+        if let Some(reseal) = self.reseals.get_mut(&base) {
+            reseal.2 = sizes;
+        }
+        let bytes = indexes.take();
+        for (kind, (position, bytes)) in [
+            (Kind::Index, bytes.offsets),
+            (Kind::TimeIndex, bytes.times),
+            (Kind::TxnIndex, bytes.aborted),
+        ] {
+            if !bytes.is_empty() || (position == 0 && kind != Kind::TxnIndex) {
+                let path = self.files.path(kind, base);
+                at(&path, append_file(&path, position, &bytes).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The producers at the place a scan begins: from the snapshot there, or, coming from the
+    /// segment before, as they are.
+    async fn load_producers(&mut self, from: &Replay) -> Result<(), LogError> {
+        match read_snapshot(self.files, from.place.offset).await? {
+            Some(producers) => self.producers = producers,
+            None if from.place.bytes > 0 => self.producers = Producers::default(),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Cuts, removes, seals.
+    async fn carry_out(&mut self, verdict: &Verdict) -> Result<(), LogError> {
+        let open_segment = self.segment.as_ref().map(|segment| segment.0);
+        if open_segment.is_some_and(|base| base != verdict.end.segment) {
+            self.leave_segment().await?;
+        }
+        for &base in &verdict.remove {
+            for kind in Kind::ALL {
+                // The snapshot at the base of the first one removed is the end of what stays.
+                if kind != Kind::Snapshot || base > verdict.end.offset {
+                    remove(&self.files.path(kind, base)).await?;
+                }
+            }
+        }
+        if let Some(base) = verdict.unseal {
+            remove(&self.files.path(Kind::Seal, base)).await?;
+        }
+        for &(base, bytes) in &verdict.cut {
+            // Durable before anything is appended: what lay behind must not come back.
+            cut_file(&self.files.path(Kind::Log, base), bytes).await?;
+        }
+        for &(base, next_base) in &verdict.reseal {
+            let Some((builder, place, index_bytes)) = self.reseals.remove(&base) else { continue };
+            let ends = Ends { base, next_offset: place.offset, next_base, index_bytes };
+            let seal = builder.finish(Vec::new(), ends);
+            let path = self.files.path(Kind::Seal, base);
+            at(&self.files.seals, ring::fs::create_dir_all(&self.files.seals).await)?;
+            at(&path, ring::fs::write(&path, seal.encode()).await)?;
+        }
+        Ok(())
+    }
+
+    /// The log as it goes on.
+    async fn finish(
+        mut self,
+        settings: LogSettings,
+        entry: Option<Entry>,
+        verdict: &Verdict,
+        found: &Found,
+        new: bool,
+    ) -> Result<(Opened, u64), LogError> {
+        let end = verdict.end;
+        let log_start_offset = match entry.filter(|_| found.entry.is_some()) {
+            Some(entry) => entry.log_start_offset,
+            None if new => settings.start_offset_if_new,
+            None => found.segments.first().map_or(settings.start_offset_if_new, |s| s.base),
+        };
+        let (mut index, mut pending) = (IndexState::EMPTY, None);
+        match self.segment.take() {
+            Some((base, indexes, _)) if base == end.segment => {
+                index = indexes.state();
+                pending = Some(indexes);
+            }
+            _ => {
+                // Nothing was scanned here: a new segment, or damage elsewhere.
+                if let Some(producers) = read_snapshot(self.files, end.offset).await? {
+                    self.producers = producers;
+                }
+            }
+        }
+        if self.last_batch.is_none() && verdict.corrupt.is_none() {
+            self.last_batch = self.find_last_batch(verdict, found).await?;
+            self.last_epoch = self.last_batch.and_then(|last| last.leader_epoch).or(self.last_epoch);
+        }
+        let epochs_cut = self.epochs.truncate_end(end.offset);
+        let sound = verdict.corrupt.is_none();
+        if sound && (epochs_cut || self.scanned_bytes > 0) {
+            self.write_epochs().await?;
+        }
+        let mut active = if sound {
+            self.resume(end, index).await?
+        } else {
+            Segment::new(end.segment, end.offset, self.last_epoch, ring::wall_ms())
+        };
+        if let Some(indexes) = pending.filter(|_| sound) {
+            active.indexes = indexes;
+        }
+        let (flushed, replay) = match found.entry {
+            // The cut place was flushed before; a scan may have gone beyond.
+            Some(entry) if !sound => (entry.flushed, entry.replay),
+            Some(entry)
+                if entry.replay.place <= end
+                    && found.replay_usable
+                    && entry.replay.place.segment == end.segment =>
+            {
+                (entry.flushed.min(end), entry.replay)
+            }
+            _ => {
+                let start = Replay::segment_start(end.segment, None, false);
+                (Place { segment: end.segment, bytes: 0, offset: end.segment }, start)
+            }
+        };
+        let sealed = verdict.sealed.iter().copied().filter(|&(base, _)| base < end.segment).collect();
+        let opened = Opened {
+            doubtful: !sound && entry.is_some_and(|entry| entry.doubtful),
+            settings,
+            state: verdict.corrupt.clone().map_or(LogState::Healthy, LogState::Corrupt),
+            active,
+            sealed,
+            epochs: self.epochs,
+            producers: self.producers,
+            last_batch: self.last_batch,
+            last_epoch: self.last_epoch,
+            log_start_offset,
+            high_watermark: entry.map_or(0, |entry| entry.high_watermark),
+            flushed,
+            replay,
+            new,
+        };
+        Ok((opened, self.scanned_bytes))
+    }
+
+    /// The segment in which appending goes on, with its partial last block in memory.
+    async fn resume(&self, end: Place, index: IndexState) -> Result<Segment, LogError> {
+        let now_ms = ring::wall_ms();
+        let path = self.files.path(Kind::Log, end.segment);
+        let size = match ring::fs::size(&path).await {
+            Ok(size) => size,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Segment::new(end.segment, end.offset, self.last_epoch, now_ms));
+            }
+            Err(error) => return at(&path, Err(error)),
+        };
+        let file = at(&path, File::open(&path, APPEND).await)?;
+        let phase = (end.bytes % BLOCK as u64) as usize;
+        let mut chain = Chain::new(end.bytes - phase as u64);
+        if phase > 0 {
+            // Whatever has room: opening must not fail because records fill their share.
+            let mut block = ring::lease(BLOCK, Class::Control).await;
+            let mut have = 0;
+            while have < phase {
+                let (result, back) = file.read_at(end.bytes - phase as u64, block).await;
+                block = back;
+                have = at(&path, result)?;
+                if have == 0 {
+                    return at(&path, Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+            }
+            chain = Chain::resume(end.bytes, block);
+        }
+        // Prepared space counts in whole blocks; the file ends with its last batch now.
+        let space = size / BLOCK as u64 * BLOCK as u64;
+        let last_epoch = self.last_epoch;
+        Ok(Segment::resume(end, last_epoch, chain, index, Some((file, space)), now_ms))
+    }
+
+    /// Nothing was scanned: the last batch stands behind the last index entry.
+    async fn find_last_batch(
+        &self,
+        verdict: &Verdict,
+        found: &Found,
+    ) -> Result<Option<LastBatch>, LogError> {
+        let end = verdict.end;
+        let (base, bytes) = match verdict.sealed.last() {
+            _ if end.bytes > 0 => (end.segment, end.bytes),
+            Some(&(base, bytes)) => (base, bytes),
+            None => return Ok(None),
+        };
+        if !found.segments.iter().any(|segment| segment.base == base) {
+            return Ok(None);
+        }
+        let index = read_small(&self.files.path(Kind::Index, base)).await?.unwrap_or_default();
+        let entries = index::read_offsets(&index).iter().rev();
+        let near = entries.map(|entry| u64::from(entry.position.get())).find(|&at| at < bytes);
+        // If the index is wrong, the scan finds no batch there: begin at the start then.
+        for position in [near.unwrap_or(0), 0] {
+            let mut from = Replay::segment_start(base, None, false);
+            from.place.bytes = position;
+            let mut last = None;
+            let scanned = scan(&self.files.path(Kind::Log, base), &from, bytes, |found| {
+                last = Some(last_batch_of(&found.batch, base, found.position));
+                true
+            })
+            .await;
+            if scanned.place.bytes == bytes {
+                return Ok(last);
+            }
+        }
+        Ok(None)
+    }
+
+    async fn write_epochs(&self) -> Result<(), LogError> {
+        let path = self.files.folder.join(EPOCHS_FILE);
+        let new = self.files.folder.join(format!("{EPOCHS_FILE}.tmp"));
+        at(&new, ring::fs::write(&new, self.epochs.format().into_bytes()).await)?;
+        at(&path, ring::fs::rename(&new, &path).await)
+    }
+}
+
+fn last_batch_of(batch: &Batch, segment: i64, position: u64) -> LastBatch {
+    LastBatch {
+        base_offset: batch.base_offset,
+        last_offset: batch.last_offset,
+        bytes: batch.bytes,
+        leader_epoch: batch.leader_epoch,
+        crc: batch.crc,
+        segment,
+        position,
+    }
+}
+
+async fn read_epochs(files: &Files) -> Result<Epochs, LogError> {
+    let text = read_small(&files.folder.join(EPOCHS_FILE)).await?.unwrap_or_default();
+    Ok(String::from_utf8(text).ok().and_then(|text| Epochs::parse(&text)).unwrap_or_default())
+}
+
+async fn read_snapshot(files: &Files, offset: i64) -> Result<Option<Producers>, LogError> {
+    let bytes = read_small(&files.path(Kind::Snapshot, offset)).await?;
+    Ok(bytes.and_then(|bytes| Producers::decode(&bytes).ok()))
+}

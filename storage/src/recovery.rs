@@ -1,0 +1,362 @@
+//! What to believe of a partition's files after a start, as a decision without I/O.
+//!
+//! [`Recovery`] is given what was found (files, seals, the checkpoint's entry), asks for scans one
+//! after the other, and ends with a [`Verdict`]. The rules:
+//!
+//! - What the checkpoint calls flushed is trusted; what lies above it is scanned.
+//! - Bad bytes above the flushed place were torn: they are cut, the source is asked again.
+//! - Bad or missing bytes *below* it, or bytes that cannot be read at all, are never cut: the log is
+//!   CORRUPT with the range, and everything is kept.
+//! - A later segment counts only if all before it are sealed and end where their seal says.
+//! - Zeros behind the tail are prepared space.
+//! - If the checkpoints themselves were lost, a sealed segment is believed to have been flushed
+//!   (so damage there is CORRUPT, not cut), every byte is read once, and nothing is removed.
+
+use std::ops::Range;
+
+use crate::check::AppendError;
+use crate::checkpoint::{Entry, Replay};
+use crate::position::Place;
+use crate::seal::Seal;
+
+/// A segment's files.
+#[derive(Clone, Debug)]
+pub struct FoundSegment {
+    /// From the file's name.
+    pub base: i64,
+    /// The file's length.
+    pub bytes: u64,
+    /// Its seal, if there is a good one.
+    pub seal: Option<Seal>,
+    /// Lengths of `.index`, `.timeindex` and `.txnindex`, 0 if missing.
+    pub index_bytes: [u64; 3],
+}
+
+/// Everything found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// By base offset.
+    pub segments: Vec<FoundSegment>,
+    /// The checkpoint's entry.
+    pub entry: Option<Entry>,
+    /// The checkpoints were lost: a missing or old entry proves nothing.
+    pub lost: bool,
+    /// Side files of the entry's replay place are whole.
+    pub replay_usable: bool,
+    /// Where a log without segments begins.
+    pub start_offset: i64,
+}
+
+/// A scan to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// From here, with this state.
+    pub from: Replay,
+    /// To here: the seal's or the file's end.
+    pub to_bytes: u64,
+}
+
+/// Why a scan stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// At the end it was given, between two batches.
+    End,
+    /// Where only zeros follow: at prepared space.
+    Zeros,
+    /// At bytes that are no batch.
+    Bad(AppendError),
+    /// At bytes the device does not give.
+    Unreadable(String),
+}
+
+/// What a scan found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scanned {
+    /// The end of the last good batch.
+    pub place: Place,
+    /// Why it went no further.
+    pub stopped: Stopped,
+}
+
+/// A damaged range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corrupt {
+    /// The segment.
+    pub segment: i64,
+    /// Bytes of it; the end is the least that must be wrong.
+    pub bytes: Range<u64>,
+    /// Offsets to fetch again.
+    pub offsets: Range<i64>,
+    /// What was seen.
+    pub reason: String,
+}
+
+/// The end of a recovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Finished segments: base and exact bytes.
+    pub sealed: Vec<(i64, u64)>,
+    /// Where appending goes on.
+    pub end: Place,
+    /// Cut the files of these segments to so many bytes.
+    pub cut: Vec<(i64, u64)>,
+    /// Torn bytes among what is cut (prepared zeros not counted).
+    pub torn_bytes: u64,
+    /// Remove these segments: nothing of them was flushed.
+    pub remove: Vec<i64>,
+    /// Remove this segment's seal: it is appended to again.
+    pub unseal: Option<i64>,
+    /// Write a seal for these: it was missing or garbled, the bytes are whole.
+    pub reseal: Vec<(i64, i64)>,
+    /// Damage. Nothing may be changed then.
+    pub corrupt: Option<Corrupt>,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Scan, then call [`Recovery::scanned`].
+    Scan(Scan),
+    /// Finished.
+    Done(Verdict),
+}
+
+/// The decision in progress.
+pub struct Recovery {
+    found: Found,
+    at: usize,
+    verdict: Verdict,
+    /// What the seal before said about the next segment.
+    next_base: Option<i64>,
+    pending: Option<Scan>,
+    done: bool,
+}
+
+impl Recovery {
+    /// Begins.
+    pub fn new(found: Found) -> Recovery {
+        let start = found.entry.map_or(found.start_offset, |entry| entry.flushed.offset);
+        let verdict = Verdict {
+            sealed: Vec::new(),
+            end: Place { segment: start, bytes: 0, offset: start },
+            cut: Vec::new(),
+            torn_bytes: 0,
+            remove: Vec::new(),
+            unseal: None,
+            reseal: Vec::new(),
+            corrupt: None,
+        };
+        Recovery { found, at: 0, verdict, next_base: None, pending: None, done: false }
+    }
+
+    /// What to do next.
+    pub fn step(&mut self) -> Step {
+        while !self.done && self.pending.is_none() {
+            self.look();
+        }
+        match self.pending {
+            Some(scan) => Step::Scan(scan),
+            None => Step::Done(self.verdict.clone()),
+        }
+    }
+
+    /// The result of the scan asked for.
+    pub fn scanned(&mut self, scanned: Scanned) {
+        self.pending.take().expect("a scan was asked for");
+        let segment = &self.found.segments[self.at];
+        let (base, file_bytes, seal) = (segment.base, segment.bytes, segment.seal.clone());
+        let trusted = self.trusted_bytes();
+        let place = scanned.place;
+        self.verdict.end = place;
+        if let Stopped::Unreadable(reason) = &scanned.stopped {
+            return self.fail(place, trusted.max(place.bytes + 1), reason.clone());
+        }
+        if place.bytes < trusted {
+            return self.fail(place, trusted, describe(&scanned.stopped));
+        }
+        let sealed_here = seal.as_ref().is_some_and(|seal| seal.bytes == place.bytes);
+        let below_flushed = self.found.entry.is_some_and(|e| base < e.flushed.segment);
+        if let Some(seal) = seal.filter(|_| sealed_here) {
+            return self.pass(base, file_bytes, &seal);
+        }
+        let next = self.found.segments.get(self.at + 1).map(|s| s.base);
+        if let Some(next_base) = next.filter(|_| below_flushed) {
+            // Its seal is gone, but what follows was flushed, so this one was finished.
+            if next_base < place.offset || matches!(scanned.stopped, Stopped::Bad(_)) {
+                return self.fail(place, place.bytes + 1, describe(&scanned.stopped));
+            }
+            self.verdict.reseal.push((base, next_base));
+            self.verdict.sealed.push((base, place.bytes));
+            if file_bytes > place.bytes {
+                self.verdict.cut.push((base, place.bytes));
+            }
+            self.next_base = None;
+            self.at += 1;
+            return;
+        }
+        if self.found.lost && next.is_some() {
+            return self.fail(place, place.bytes + 1, "not sealed, yet not the last".to_owned());
+        }
+        self.end_here(place, file_bytes, &scanned.stopped);
+    }
+
+    /// Looks at the segment in turn.
+    fn look(&mut self) {
+        let Some(segment) = self.found.segments.get(self.at) else {
+            return self.no_more_segments();
+        };
+        let base = segment.base;
+        let flushed = self.found.entry.map(|entry| entry.flushed);
+        if let Some(expected) = self.next_base.filter(|&expected| expected != base) {
+            // The segment the seal names is not here.
+            if self.found.lost || flushed.is_some_and(|f| (f.segment, f.bytes) > (expected, 0)) {
+                let place = Place { segment: expected, bytes: 0, offset: expected };
+                self.verdict.end = place;
+                return self.fail_until(place, 1, base, "the segment's file is missing".to_owned());
+            }
+            self.remove_from(self.at);
+            return self.begin_segment(expected);
+        }
+        if self.at == 0 && self.missing_before(base) {
+            let entry = self.found.entry.expect("checked");
+            self.verdict.end = entry.flushed;
+            let place = Place { segment: entry.flushed.segment, ..Place::default() };
+            let reason = "the segment's file is missing".to_owned();
+            return self.fail_until(place, entry.flushed.bytes, entry.flushed.offset, reason);
+        }
+        let finished = !self.found.lost && flushed.is_some_and(|f| base < f.segment);
+        if let Some(seal) = segment.seal.clone().filter(|_| finished)
+            && segment.bytes >= seal.bytes
+            && seal.index_bytes.map(u64::from) == segment.index_bytes
+        {
+            let bytes = segment.bytes;
+            return self.pass(base, bytes, &seal);
+        }
+        let mut to_bytes = segment.bytes;
+        if let Some(seal) = &segment.seal {
+            to_bytes = to_bytes.min(seal.bytes);
+        }
+        let from = match self.found.entry {
+            Some(entry)
+                if entry.replay.place.segment == base
+                    && self.found.replay_usable
+                    && !self.found.lost
+                    && entry.replay.place.bytes <= to_bytes =>
+            {
+                entry.replay
+            }
+            _ => Replay::segment_start(base, None, false),
+        };
+        self.pending = Some(Scan { from, to_bytes });
+    }
+
+    /// Up to which byte of the segment in turn damage is not to be explained by a crash.
+    fn trusted_bytes(&self) -> u64 {
+        let segment = &self.found.segments[self.at];
+        let sealed = segment.seal.as_ref().map_or(0, |seal| seal.bytes);
+        let known = match self.found.entry.map(|entry| entry.flushed) {
+            Some(flushed) if segment.base < flushed.segment => sealed,
+            Some(flushed) if segment.base == flushed.segment => flushed.bytes,
+            _ => 0,
+        };
+        if self.found.lost { known.max(sealed) } else { known }
+    }
+
+    fn missing_before(&self, first_base: i64) -> bool {
+        let Some(entry) = self.found.entry else { return false };
+        entry.flushed.bytes > 0 && first_base > entry.flushed.segment
+    }
+
+    fn no_more_segments(&mut self) {
+        let flushed = self.found.entry.map(|entry| entry.flushed);
+        let last = self.found.segments.last().map(|segment| segment.base);
+        match flushed {
+            Some(flushed)
+                if flushed.bytes > 0 && last.is_none_or(|base| base < flushed.segment) =>
+            {
+                self.verdict.end = flushed;
+                let place = Place { segment: flushed.segment, ..Place::default() };
+                let reason = "the segment's file is missing".to_owned();
+                self.fail_until(place, flushed.bytes, flushed.offset, reason);
+            }
+            _ => {
+                let base = self.next_base.unwrap_or(self.verdict.end.offset);
+                self.begin_segment(base);
+            }
+        }
+    }
+
+    fn pass(&mut self, base: i64, file_bytes: u64, seal: &Seal) {
+        self.verdict.sealed.push((base, seal.bytes));
+        if file_bytes > seal.bytes {
+            self.verdict.cut.push((base, seal.bytes));
+        }
+        self.verdict.end = Place { segment: base, bytes: seal.bytes, offset: seal.next_offset };
+        self.next_base = Some(seal.next_base);
+        self.at += 1;
+    }
+
+    /// The log ends in the segment in turn.
+    fn end_here(&mut self, place: Place, file_bytes: u64, stopped: &Stopped) {
+        let segment = &self.found.segments[self.at];
+        if segment.seal.is_some() {
+            self.verdict.unseal = Some(segment.base);
+        }
+        if file_bytes > place.bytes {
+            self.verdict.cut.push((segment.base, place.bytes));
+        }
+        if matches!(stopped, Stopped::Bad(_)) {
+            self.verdict.torn_bytes = file_bytes - place.bytes;
+        }
+        self.verdict.end = place;
+        self.remove_from(self.at + 1);
+        self.done = true;
+    }
+
+    fn begin_segment(&mut self, base: i64) {
+        let offset = self.verdict.end.offset.max(base);
+        self.verdict.end = Place { segment: base, bytes: 0, offset };
+        self.done = true;
+    }
+
+    fn remove_from(&mut self, index: usize) {
+        self.verdict.remove.extend(self.found.segments[index..].iter().map(|s| s.base));
+    }
+
+    /// Damage from `place` to `end_bytes` of its segment.
+    fn fail(&mut self, place: Place, end_bytes: u64, reason: String) {
+        let flushed = self.found.entry.map(|entry| entry.flushed);
+        let next = self.found.segments.get(self.at + 1).map(|s| s.base);
+        let seal = self.found.segments[self.at].seal.as_ref().map(|seal| seal.next_offset);
+        let end_offset = match flushed {
+            Some(flushed) if flushed.segment == place.segment => flushed.offset,
+            _ => seal.or(next).unwrap_or(place.offset + 1),
+        };
+        self.fail_until(place, end_bytes, end_offset, reason);
+    }
+
+    fn fail_until(&mut self, place: Place, end_bytes: u64, end_offset: i64, reason: String) {
+        self.verdict.corrupt = Some(Corrupt {
+            segment: place.segment,
+            bytes: place.bytes..end_bytes.max(place.bytes + 1),
+            offsets: place.offset..end_offset.max(place.offset + 1),
+            reason,
+        });
+        // Damage changes nothing on disk.
+        self.verdict.cut.clear();
+        self.verdict.remove.clear();
+        self.verdict.reseal.clear();
+        self.verdict.unseal = None;
+        self.done = true;
+    }
+}
+
+fn describe(stopped: &Stopped) -> String {
+    match stopped {
+        Stopped::End => "the file is too short".to_owned(),
+        Stopped::Zeros => "zeros where batches were".to_owned(),
+        Stopped::Bad(error) => error.to_string(),
+        Stopped::Unreadable(error) => error.clone(),
+    }
+}
+

@@ -1,0 +1,118 @@
+//! Reads a segment's batches from disk, checking each again.
+
+use std::io;
+use std::path::Path;
+
+use ring::{Class, File, Lease, OpenOptions};
+
+use crate::batch::Batch;
+use crate::check::{AppendError, Bounds, Checker};
+use crate::checkpoint::Replay;
+use crate::limits::{BATCH_BYTES_MAX, SCAN_BYTES};
+use crate::position::Place;
+use crate::recovery::{Scanned, Stopped};
+
+/// A batch found, where it begins, and the CRC-32C of all its bytes.
+pub struct FoundBatch {
+    /// The batch.
+    pub batch: Batch,
+    /// Where it begins.
+    pub position: u64,
+    /// Over all its bytes.
+    pub file_crc: u32,
+}
+
+/// Scans the segment's file from a place to byte `to_bytes`, telling of every batch. `visit` may
+/// stop the scan before a batch by answering false; the place is then the end of the one before.
+pub async fn scan(
+    path: &Path,
+    from: &Replay,
+    to_bytes: u64,
+    mut visit: impl FnMut(&FoundBatch) -> bool,
+) -> Scanned {
+    let mut reader = Scanner {
+        checker: Checker::new(
+            from.place.offset,
+            from.epoch,
+            from.place.bytes,
+            Bounds::local(BATCH_BYTES_MAX),
+        ),
+        place: from.place,
+    };
+    let unreadable = |place, error: io::Error| Scanned {
+        place,
+        stopped: Stopped::Unreadable(format!("{}: {error}", path.display())),
+    };
+    if from.place.bytes >= to_bytes {
+        return reader.end();
+    }
+    let file = match File::open(path, OpenOptions::READ).await {
+        Ok(file) => file,
+        Err(error) => return unreadable(from.place, error),
+    };
+    let mut at = from.place.bytes;
+    let mut buffer = ring::lease(SCAN_BYTES, Class::Control).await;
+    while at < to_bytes {
+        let (result, back) = file.read_at(at, buffer).await;
+        buffer = back;
+        let bytes = match result {
+            Ok(0) => break,
+            Ok(bytes) => bytes.min((to_bytes - at) as usize),
+            Err(error) => return unreadable(reader.place, error),
+        };
+        at += bytes as u64;
+        if let Some(stopped) = reader.take(&buffer, bytes, &mut visit) {
+            return stopped;
+        }
+        ring::yield_now().await;
+    }
+    reader.end()
+}
+
+struct Scanner {
+    checker: Checker,
+    place: Place,
+}
+
+impl Scanner {
+    fn take(
+        &mut self,
+        buffer: &Lease,
+        bytes: usize,
+        visit: &mut impl FnMut(&FoundBatch) -> bool,
+    ) -> Option<Scanned> {
+        let mut rest = &buffer[..bytes];
+        while !rest.is_empty() {
+            match self.checker.feed(rest) {
+                Ok(fed) => {
+                    rest = &rest[fed.consumed..];
+                    let Some(batch) = fed.batch else { continue };
+                    let file_crc = self.checker.file_crc(&batch);
+                    let found = FoundBatch { batch, position: self.place.bytes, file_crc };
+                    if !visit(&found) {
+                        return Some(Scanned { place: self.place, stopped: Stopped::End });
+                    }
+                    self.place.bytes += u64::from(batch.bytes);
+                    self.place.offset = batch.next_offset();
+                }
+                Err(error) => {
+                    // No batch has length 0: prepared space, or a write that never arrived.
+                    let zeros = matches!(error, AppendError::BadLength { length: 0, .. });
+                    let stopped = if zeros { Stopped::Zeros } else { Stopped::Bad(error) };
+                    return Some(Scanned { place: self.place, stopped });
+                }
+            }
+        }
+        None
+    }
+
+    /// The bytes end. A batch that has begun is torn.
+    fn end(&self) -> Scanned {
+        let stopped = if self.checker.in_batch() {
+            Stopped::Bad(AppendError::BadLength { position: self.place.bytes, length: -1 })
+        } else {
+            Stopped::End
+        };
+        Scanned { place: self.place, stopped }
+    }
+}

@@ -1,0 +1,289 @@
+//! A segment that is being written: its buffer, its writes in flight, its indexes and checksums.
+//!
+//! Rules of writing, all held here:
+//! - whole blocks go straight from the buffer, several writes in flight, none overlapping;
+//! - the partial block at the end goes from a copy padded with zeros, only when no other write is in
+//!   flight, and while it is, none is begun;
+//! - a block that is written again begins with exactly the bytes it had (asserted).
+
+use std::collections::VecDeque;
+
+use ring::{BLOCK, Class, File, Gather};
+
+use crate::batch::Batch;
+use crate::chain::{Chain, Run};
+use crate::checkpoint::Replay;
+use crate::crc;
+use crate::index::{IndexState, Indexes};
+use crate::limits::{
+    SPACE_BYTES_MIN, WRITE_BYTES_MAX, WRITE_BYTES_TRIGGER, WRITES_PER_LOG_MAX,
+};
+use crate::position::Place;
+use crate::seal::SealBuilder;
+
+const BLOCK_BYTES: u64 = BLOCK as u64;
+
+/// A segment with a buffer.
+pub struct Segment {
+    /// Base offset.
+    pub base: i64,
+    /// Open once the background has created it.
+    pub file: Option<File>,
+    /// Bytes on their way.
+    pub chain: Chain,
+    /// Index entries.
+    pub indexes: Indexes,
+    /// Checksums.
+    pub seal: SealBuilder,
+    /// Checked up to here.
+    pub received: Place,
+    /// Written up to here, counted in batches.
+    pub written: Place,
+    /// The epoch of the last batch written.
+    pub written_epoch: Option<i32>,
+    /// The file's length: prepared space included.
+    pub space: u64,
+    /// When the segment was begun, for rolling by time where batches carry no timestamps.
+    pub created_ms: i64,
+    /// Set when the segment is complete.
+    pub finished: Option<Finished>,
+    marks: VecDeque<Mark>,
+    flights: VecDeque<Flight>,
+    next_flight: u64,
+    written_bytes: u64,
+    tail: Option<Tail>,
+}
+
+/// A segment that gets no more batches.
+pub struct Finished {
+    /// The base of the next one.
+    pub next_base: i64,
+    /// The bytes of the `.snapshot` at its end, and whether they name any producer.
+    pub snapshot: Vec<u8>,
+    /// Producers were known.
+    pub has_producers: bool,
+    /// The leader epoch at its end.
+    pub epoch: Option<i32>,
+}
+
+/// A write to make.
+pub struct Write {
+    /// The segment.
+    pub segment: i64,
+    /// Identifies it within the segment.
+    pub flight: u64,
+    /// The file.
+    pub file: File,
+    /// Position in the file.
+    pub at: u64,
+    /// Whole blocks.
+    pub pieces: Gather,
+}
+
+/// The end of a batch that is not known to be written yet.
+struct Mark {
+    bytes: u64,
+    offset: i64,
+    epoch: Option<i32>,
+}
+
+struct Flight {
+    id: u64,
+    end: u64,
+    tail: bool,
+    done: bool,
+}
+
+/// The partial block as it was last written.
+struct Tail {
+    at: u64,
+    bytes: usize,
+    crc: u32,
+}
+
+impl Segment {
+    /// A new segment. Its file is created by the background.
+    pub fn new(base: i64, offset: i64, epoch: Option<i32>, now_ms: i64) -> Segment {
+        let place = Place { segment: base, bytes: 0, offset };
+        Segment::resume(place, epoch, Chain::new(0), IndexState::EMPTY, None, now_ms)
+    }
+
+    /// A segment that goes on at `place`, all of which is on disk.
+    pub fn resume(
+        place: Place,
+        epoch: Option<i32>,
+        chain: Chain,
+        index: IndexState,
+        file: Option<(File, u64)>,
+        now_ms: i64,
+    ) -> Segment {
+        assert_eq!(chain.checked_end(), place.bytes);
+        let tail = (chain.pending() > 0).then(|| Tail {
+            at: chain.start(),
+            bytes: chain.tail().len(),
+            crc: crc::crc32c(chain.tail()),
+        });
+        let (file, space) = file.map_or((None, 0), |(file, space)| (Some(file), space));
+        Segment {
+            base: place.segment,
+            file,
+            chain,
+            indexes: Indexes::new(place.segment, index),
+            seal: SealBuilder::starting_at(place.bytes),
+            received: place,
+            written: place,
+            written_epoch: epoch,
+            space,
+            created_ms: now_ms,
+            finished: None,
+            marks: VecDeque::new(),
+            flights: VecDeque::new(),
+            next_flight: 0,
+            written_bytes: place.bytes,
+            tail,
+        }
+    }
+
+    /// The first `batch.bytes` unchecked bytes of the buffer are this batch. `file_crc` is the
+    /// checksum over all its bytes, if that is known.
+    pub fn append(&mut self, batch: &Batch, file_crc: Option<u32>) {
+        let bytes = batch.bytes as usize;
+        match file_crc {
+            Some(crc) => {
+                self.seal.append_checksum(crc, u64::from(batch.bytes), batch.next_offset());
+            }
+            None => {
+                self.chain.pieces(bytes).for_each(|piece| self.seal.append_piece(piece));
+                self.seal.end_pieces(batch.next_offset());
+            }
+        }
+        self.indexes.append(self.received.bytes, batch);
+        self.chain.accept(bytes);
+        self.received.bytes += u64::from(batch.bytes);
+        self.received.offset = batch.next_offset();
+        assert_eq!(self.received.bytes, self.chain.checked_end());
+        self.mark(batch.leader_epoch);
+    }
+
+    /// Everything received is written, and nothing is in flight.
+    pub fn settled(&self) -> bool {
+        self.written_bytes == self.received.bytes && self.flights.is_empty()
+    }
+
+    /// Bytes received that no write has taken yet.
+    pub fn unsent(&self) -> u64 {
+        let sent = self.flights.back().map_or(self.written_bytes, |flight| flight.end);
+        self.received.bytes - sent.min(self.received.bytes)
+    }
+
+    /// The next write, if one is due. `all`: nothing is gained by waiting for more bytes.
+    pub fn next_write(&mut self, all: bool) -> Option<Write> {
+        let file = self.file.clone()?;
+        if self.unsent() == 0
+            || self.flights.len() >= WRITES_PER_LOG_MAX
+            || self.flights.iter().any(|flight| flight.tail)
+        {
+            return None;
+        }
+        let whole = self.chain.pending() / BLOCK_BYTES * BLOCK_BYTES;
+        let room = self.space.saturating_sub(self.chain.start()) / BLOCK_BYTES * BLOCK_BYTES;
+        let sendable = whole.min(room).min(WRITE_BYTES_MAX);
+        let alone = self.flights.is_empty();
+        if sendable < WRITE_BYTES_TRIGGER && !(all && alone) {
+            return None;
+        }
+        let run = self.chain.take_whole(sendable);
+        let at = run.as_ref().map_or(self.chain.start(), |run| run.at);
+        let mut pieces = run.map_or_else(Gather::new, |run| self.check_rewrite(run));
+        let with_tail = all && alone && self.chain.pending() < BLOCK_BYTES;
+        let tail = with_tail && self.push_tail(&mut pieces);
+        if pieces.is_empty() {
+            return None;
+        }
+        let end = if tail { self.received.bytes } else { self.chain.start() };
+        let id = self.next_flight;
+        self.next_flight += 1;
+        self.flights.push_back(Flight { id, end, tail, done: false });
+        Some(Write { segment: self.base, flight: id, file, at, pieces })
+    }
+
+    /// A write is complete.
+    pub fn complete(&mut self, id: u64) {
+        let flight = self.flights.iter_mut().find(|flight| flight.id == id);
+        flight.expect("completed once").done = true;
+        while let Some(flight) = self.flights.pop_front_if(|flight| flight.done) {
+            self.written_bytes = self.written_bytes.max(flight.end);
+        }
+        while let Some(mark) = self.marks.pop_front_if(|mark| mark.bytes <= self.written_bytes) {
+            self.written.bytes = mark.bytes;
+            self.written.offset = mark.offset;
+            self.written_epoch = mark.epoch.or(self.written_epoch);
+        }
+    }
+
+    /// Writes are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// How far the file should be prepared, if that is more than it is. Kept ahead of need by half
+    /// a step, in steps that double up to `step_max`.
+    pub fn wanted_space(&self, segment_bytes: u64, step_max: u64) -> Option<u64> {
+        let needed = self.received.bytes.next_multiple_of(BLOCK_BYTES);
+        if self.finished.is_some() || self.received.bytes == 0 {
+            return (needed > self.space).then_some(needed);
+        }
+        let step = self.space.clamp(SPACE_BYTES_MIN, step_max.max(SPACE_BYTES_MIN));
+        if self.space >= needed + step / 2 {
+            return None;
+        }
+        let most = segment_bytes.next_multiple_of(BLOCK_BYTES).max(needed);
+        let target = (self.space.max(needed) + step).min(most).next_multiple_of(BLOCK_BYTES);
+        (target > self.space).then_some(target)
+    }
+
+    /// Where a recovery could begin once everything pending is saved.
+    pub fn replay(&self, epoch: Option<i32>, snapshot: bool) -> Replay {
+        Replay { place: self.received, index: self.indexes.state(), epoch, snapshot }
+    }
+
+    fn mark(&mut self, epoch: Option<i32>) {
+        let Place { bytes, offset, .. } = self.received;
+        let mark = Mark { bytes, offset, epoch };
+        // Ends within one block of each other need not be told apart.
+        let len = self.marks.len();
+        if len >= 2 && bytes - self.marks[len - 2].bytes < BLOCK_BYTES {
+            self.marks[len - 1] = mark;
+        } else {
+            self.marks.push_back(mark);
+        }
+    }
+
+    fn push_tail(&mut self, pieces: &mut Gather) -> bool {
+        let at = self.chain.start();
+        let bytes = self.chain.tail();
+        if bytes.is_empty() || self.space < at + BLOCK_BYTES {
+            return false;
+        }
+        let Some(mut bounce) = ring::try_lease(BLOCK, Class::Control) else { return false };
+        bounce[..bytes.len()].copy_from_slice(bytes);
+        bounce[bytes.len()..BLOCK].fill(0);
+        if let Some(tail) = &self.tail
+            && tail.at == at
+        {
+            assert_eq!(tail.crc, crc::crc32c(&bytes[..tail.bytes]), "a written block changed");
+        }
+        self.tail = Some(Tail { at, bytes: bytes.len(), crc: crc::crc32c(bytes) });
+        pieces.push(bounce.freeze(BLOCK).0);
+        true
+    }
+
+    fn check_rewrite(&mut self, run: Run) -> Gather {
+        if let Some(tail) = self.tail.take() {
+            assert_eq!(tail.at, run.at, "the partial block is the first to be written again");
+            let old = &run.pieces[0][..tail.bytes];
+            assert_eq!(tail.crc, crc::crc32c(old), "a written block changed");
+        }
+        run.pieces
+    }
+}

@@ -1,0 +1,233 @@
+//! All logs of one shard, over all data directories.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ring::{BLOCK, Class, Lease};
+use thiserror::Error;
+
+use crate::boot::Boot;
+use crate::limits::CHUNK_BYTES_MIN;
+use crate::log::{Log, LogError, LogSettings};
+use crate::names::LogId;
+use crate::open::{self, Recovered};
+use crate::volume::{Counters, Volume};
+
+/// How a shard keeps its logs.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The shard: names its checkpoints.
+    pub shard: u16,
+    /// The locked data directories.
+    pub boot: Boot,
+    /// The longest a written byte waits for a flush.
+    pub flush_interval: Duration,
+    /// How long files below the visible log start are kept.
+    pub undo_window: Duration,
+}
+
+impl StoreConfig {
+    /// Flushes every second, keeps hidden files for a day.
+    pub fn new(shard: u16, boot: Boot) -> StoreConfig {
+        StoreConfig {
+            shard,
+            boot,
+            flush_interval: Duration::from_secs(1),
+            undo_window: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// No data directory.
+    #[error("no data directory is configured")]
+    NoDataDir,
+    /// The folder of our own files cannot be read.
+    #[error("data directory {path}: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// All logs of one shard.
+pub struct Store {
+    boot: Boot,
+    volumes: Vec<Rc<Volume>>,
+    memory: Rc<Memory>,
+}
+
+/// What a store holds and did.
+#[derive(Clone, Debug, Default)]
+pub struct StoreStats {
+    /// Open logs.
+    pub logs: usize,
+    /// Bytes of memory promised to fetches and not yet taken.
+    pub reserved_bytes: usize,
+    /// Per data directory.
+    pub volumes: Vec<VolumeStats>,
+}
+
+/// What one data directory did.
+#[derive(Clone, Debug)]
+pub struct VolumeStats {
+    /// The directory.
+    pub path: PathBuf,
+    /// What it did.
+    pub counters: Counters,
+    /// The last try to take space failed for want of it.
+    pub full: bool,
+}
+
+impl Store {
+    /// Opens the store on this thread's executor and starts its background tasks.
+    pub async fn open(config: StoreConfig) -> Result<Rc<Store>, StoreError> {
+        let StoreConfig { shard, boot, flush_interval, undo_window } = config;
+        let mut volumes = Vec::new();
+        for path in boot.data_dirs() {
+            // A first look: it also makes later errors of write-back visible to the flush.
+            let look = ring::fs::sync_filesystem(path).await;
+            look.map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+            volumes.push(Volume::start(path, shard, boot.count(), flush_interval));
+        }
+        if volumes.is_empty() {
+            return Err(StoreError::NoDataDir);
+        }
+        Ok(Rc::new(Store { boot, volumes, memory: Rc::new(Memory::new(undo_window)) }))
+    }
+
+    /// Opens a partition's log, recovering it if it exists.
+    pub async fn open_log(
+        &self,
+        id: LogId,
+        settings: LogSettings,
+    ) -> Result<(Rc<Log>, Recovered), LogError> {
+        id.check()?;
+        let data_dir = settings.data_dir;
+        let volume = self.volumes.get(data_dir).ok_or(LogError::DataDir(data_dir))?;
+        let entry = match volume.closed_entry(&id) {
+            Some(entry) => Some(entry),
+            None => self.boot.entry(data_dir, &id).filter(|_| !volume.was_deleted(&id)),
+        };
+        open::open(id, settings, entry, volume, &self.memory).await
+    }
+
+    /// An open log.
+    pub fn log(&self, id: &LogId) -> Option<Rc<Log>> {
+        self.volumes.iter().find_map(|volume| volume.log(id))
+    }
+
+    /// Flushes and closes every log, then stops the background tasks. After it every file is what
+    /// Kafka's tools accept.
+    pub async fn close(&self) {
+        for volume in &self.volumes {
+            let logs = volume.logs();
+            for log in &logs {
+                log.begin_closing();
+            }
+            for log in &logs {
+                if let Err(error) = log.finish_closing().await {
+                    tracing::warn!(log = %log.id(), %error, "not closed cleanly");
+                }
+            }
+            // Twice, so that both slots say the same and the second is durable.
+            volume.flush().await;
+            volume.flush().await;
+            volume.stop();
+        }
+    }
+
+    /// What it holds and did.
+    pub fn stats(&self) -> StoreStats {
+        let volumes = self.volumes.iter().map(|volume| VolumeStats {
+            path: volume.path().to_owned(),
+            counters: volume.counters(),
+            full: volume.full(),
+        });
+        StoreStats {
+            logs: self.volumes.iter().map(|volume| volume.len()).sum(),
+            reserved_bytes: self.memory.reserved.get(),
+            volumes: volumes.collect(),
+        }
+    }
+}
+
+/// The shard's memory for records: what is promised to fetches, and a last chunk for a batch that
+/// has begun and finds no other.
+pub struct Memory {
+    reserved: Cell<usize>,
+    undo_window: Duration,
+    /// The log that may take memory beyond the records' share, so that one at least can complete.
+    holder: RefCell<Option<LogId>>,
+}
+
+impl Memory {
+    fn new(undo_window: Duration) -> Memory {
+        Memory { reserved: Cell::new(0), undo_window, holder: RefCell::new(None) }
+    }
+
+    /// How long files below the visible start are kept.
+    pub fn undo_window(&self) -> Duration {
+        self.undo_window
+    }
+
+    /// Promises memory to a fetch. Half the budget at most is promised or held for records: the
+    /// rest is room for what buffers round up to.
+    pub fn reserve(&self, bytes: usize) -> bool {
+        let memory = ring::memory();
+        let promised = self.reserved.get();
+        // Alone, anything may be tried: a batch larger than half the budget must not wait forever.
+        let alone = promised == 0 && memory.used < memory.total / 4;
+        if promised + memory.used + bytes > memory.total / 2 && !alone {
+            return false;
+        }
+        self.reserved.set(promised + bytes);
+        true
+    }
+
+    /// Takes a promise back.
+    pub fn release(&self, bytes: usize) {
+        self.reserved.set(self.reserved.get() - bytes);
+    }
+
+    /// A chunk of `bytes` or, when memory is short, of less. The last resort is the control share,
+    /// for one log at a time.
+    pub fn take(&self, bytes: usize, id: &LogId) -> Option<Lease> {
+        let mut size = bytes;
+        loop {
+            if let Some(lease) = ring::try_lease(size, Class::Records) {
+                return Some(lease);
+            }
+            if size <= CHUNK_BYTES_MIN {
+                break;
+            }
+            size = (size / 2).max(BLOCK);
+        }
+        let mut holder = self.holder.borrow_mut();
+        if holder.as_ref().is_some_and(|holder| holder != id) {
+            return None;
+        }
+        let memory = ring::memory();
+        // Half of the control share stays for bounce blocks and requests.
+        if memory.used + bytes > memory.total - memory.total / 32 {
+            return None;
+        }
+        let lease = ring::try_lease(bytes, Class::Control)?;
+        *holder = Some(id.clone());
+        Some(lease)
+    }
+
+    /// The log no longer needs more than others.
+    pub fn return_reserve(&self, id: &LogId) {
+        let mut holder = self.holder.borrow_mut();
+        if holder.as_ref() == Some(id) {
+            *holder = None;
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! What happens to a log behind its appends, one piece of work at a time, never on the append path:
+//! creating files, preparing space, sealing, saving side files, deleting.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ring::{Class, File, Gather, OpenOptions};
+
+use crate::checkpoint::Replay;
+use crate::index::IndexBytes;
+use crate::limits::CONTROL_FILE_BYTES_MAX;
+use crate::log::{Log, LogError, LogState};
+use crate::names::{EPOCHS_FILE, Kind};
+use crate::recovery::{Corrupt, Stopped};
+use crate::scan::scan;
+use crate::seal::{Ends, Seal, SealBuilder, Stride};
+use crate::segment::Finished;
+use crate::volume::is_full;
+
+/// How log files are opened for appending.
+pub const APPEND: OpenOptions = OpenOptions::READ_WRITE.direct();
+
+/// Bytes written to a side file at once.
+const SIDE_WRITE_BYTES: usize = 64 << 10;
+
+/// A piece of work.
+enum Job {
+    /// Prepare the segment's file up to so many bytes; create it first if need be.
+    Space { base: i64, file: Option<File>, from: u64, to: u64 },
+    /// The oldest complete segment is written: seal it.
+    Seal,
+    /// Save the side files.
+    Save,
+    /// Delete a segment below the visible start.
+    Delete { base: i64 },
+}
+
+impl Log {
+    /// Whether there is anything to do.
+    pub(crate) fn has_work(&self) -> bool {
+        self.next_job().is_some()
+    }
+
+    /// Does what is due now.
+    pub(crate) async fn work(&self) {
+        while let Some(job) = self.next_job() {
+            let result = match job {
+                Job::Space { base, file, from, to } => self.prepare(base, file, from, to).await,
+                Job::Seal => self.seal_oldest().await,
+                Job::Save => self.save().await,
+                Job::Delete { base } => self.delete_segment(base).await,
+            };
+            match result {
+                Ok(()) => {}
+                Err(LogError::Io { source, .. }) if is_full(&source) => {
+                    self.volume().set_full(true);
+                    self.set_disk_full(true);
+                    // Housekeeping asks again.
+                    return;
+                }
+                Err(error) => return self.fail(&error.to_string()),
+            }
+            self.touch();
+        }
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let inner = self.inner.borrow();
+        if !matches!(inner.state, LogState::Healthy) {
+            return None;
+        }
+        let step_max = self.volume().space_step_max();
+        for segment in inner.segments() {
+            if segment.received.bytes == 0 {
+                continue;
+            }
+            if let Some(to) = segment.wanted_space(inner.settings.segment_bytes, step_max) {
+                let (base, file) = (segment.base, segment.file.clone());
+                return Some(Job::Space { base, file, from: segment.space, to });
+            }
+        }
+        if inner.closing.front().is_some_and(|segment| segment.settled()) {
+            return Some(Job::Seal);
+        }
+        if inner.wants_saving() {
+            return Some(Job::Save);
+        }
+        inner.expired.first().map(|&base| Job::Delete { base })
+    }
+
+    pub(crate) fn path(&self, kind: Kind, offset: i64) -> PathBuf {
+        let folder = if kind == Kind::Seal { self.seal_folder() } else { self.folder() };
+        folder.join(kind.name(offset))
+    }
+
+    async fn prepare(
+        &self,
+        base: i64,
+        file: Option<File>,
+        from: u64,
+        to: u64,
+    ) -> Result<(), LogError> {
+        let path = self.path(Kind::Log, base);
+        let file = match file {
+            Some(file) => file,
+            None => at(&path, File::open(&path, APPEND).await)?,
+        };
+        at(&path, file.allocate(from, to - from).await)?;
+        self.set_disk_full(false);
+        let mut inner = self.inner.borrow_mut();
+        if let Some(segment) = inner.segments_mut().find(|segment| segment.base == base) {
+            segment.file = Some(file);
+            segment.space = segment.space.max(to);
+        }
+        Ok(())
+    }
+
+    /// Cuts the oldest complete segment to its length, writes its indexes, the snapshot at its end
+    /// and, last, its seal. Only then do the segments after it count as written.
+    async fn seal_oldest(&self) -> Result<(), LogError> {
+        let (base, place, file, index_bytes, index, checksums, finished) = {
+            let mut inner = self.inner.borrow_mut();
+            let segment = inner.closing.front_mut().expect("looked at");
+            let index_bytes = segment.indexes.take();
+            let index = segment.indexes.state();
+            let checksums = std::mem::replace(&mut segment.seal, SealBuilder::starting_at(0));
+            let finished = segment.finished.as_mut().expect("complete");
+            let snapshot = std::mem::take(&mut finished.snapshot);
+            let finished = Finished { snapshot, ..*finished };
+            let place = segment.received;
+            (segment.base, place, segment.file.clone(), index_bytes, index, checksums, finished)
+        };
+        let path = self.path(Kind::Log, base);
+        let file = file.expect("a written segment has a file");
+        at(&path, file.truncate(place.bytes).await)?;
+        self.append_indexes(base, index_bytes).await?;
+        let next_base = finished.next_base;
+        let snapshot = self.path(Kind::Snapshot, next_base);
+        at(&snapshot, ring::fs::write(&snapshot, finished.snapshot).await)?;
+        let Some(prefix) = self.prefix_strides(base, checksums.start()).await else {
+            return Ok(());
+        };
+        let index_bytes = index.file_bytes().map(|bytes| bytes as u32);
+        let ends = Ends { base, next_offset: place.offset, next_base, index_bytes };
+        let seal = checksums.finish(prefix, ends);
+        assert_eq!(seal.bytes, place.bytes);
+        self.write_seal(&seal).await?;
+        let mut inner = self.inner.borrow_mut();
+        inner.closing.pop_front();
+        inner.sealed.push((base, place.bytes));
+        let replay = Replay::segment_start(next_base, finished.epoch, finished.has_producers);
+        if inner.saved.back().is_none_or(|saved| saved.place < replay.place) {
+            inner.saved.push_back(replay);
+        }
+        inner.retire(ring::now());
+        drop(inner);
+        self.mark_dirty();
+        Ok(())
+    }
+
+    /// The strides of a segment's first `bytes`, which were written before the last start: read
+    /// again. None if they are damaged; the log is CORRUPT then.
+    async fn prefix_strides(&self, base: i64, bytes: u64) -> Option<Vec<Stride>> {
+        if bytes == 0 {
+            return Some(Vec::new());
+        }
+        let mut builder = SealBuilder::starting_at(0);
+        let from = Replay::segment_start(base, None, false);
+        let scanned = scan(&self.path(Kind::Log, base), &from, bytes, |found| {
+            let batch = &found.batch;
+            builder.append_checksum(found.file_crc, u64::from(batch.bytes), batch.next_offset());
+            true
+        })
+        .await;
+        if scanned.place.bytes == bytes && scanned.stopped == Stopped::End {
+            return Some(builder.into_strides(scanned.place.offset));
+        }
+        let mut inner = self.inner.borrow_mut();
+        inner.state = LogState::Corrupt(Corrupt {
+            segment: base,
+            bytes: scanned.place.bytes..bytes,
+            offsets: scanned.place.offset..inner.active.base,
+            reason: format!("found while sealing: {:?}", scanned.stopped),
+        });
+        None
+    }
+
+    pub(crate) async fn write_seal(&self, seal: &Seal) -> Result<(), LogError> {
+        let folder = self.seal_folder();
+        at(folder, ring::fs::create_dir_all(folder).await)?;
+        let path = self.path(Kind::Seal, seal.base);
+        at(&path, ring::fs::write(&path, seal.encode()).await)
+    }
+
+    /// Saves indexes, producers and epochs as they are now, so that a recovery can begin here.
+    pub(crate) async fn save(&self) -> Result<(), LogError> {
+        let (base, index_bytes, replay, snapshot, epochs, strays) = {
+            let mut inner = self.inner.borrow_mut();
+            inner.producers.expire(ring::wall_ms());
+            let snapshot = (!inner.producers.is_empty()).then(|| inner.producers.encode());
+            let epoch = inner.checker.last_epoch();
+            let replay = inner.active.replay(epoch, snapshot.is_some());
+            let epochs = std::mem::take(&mut inner.epochs_dirty).then(|| inner.epochs.format());
+            let strays = std::mem::take(&mut inner.stray_snapshots);
+            let index_bytes = inner.active.indexes.take();
+            (inner.active.base, index_bytes, replay, snapshot, epochs, strays)
+        };
+        self.append_indexes(base, index_bytes).await?;
+        if let Some(snapshot) = snapshot {
+            let path = self.path(Kind::Snapshot, replay.place.offset);
+            at(&path, ring::fs::write(&path, snapshot).await)?;
+        }
+        if let Some(epochs) = epochs {
+            self.write_epochs(epochs).await?;
+        }
+        for offset in strays {
+            let path = self.path(Kind::Snapshot, offset);
+            let _ = ring::fs::remove_file(&path).await;
+        }
+        self.inner.borrow_mut().saved.push_back(replay);
+        self.mark_dirty();
+        Ok(())
+    }
+
+    pub(crate) async fn write_epochs(&self, text: String) -> Result<(), LogError> {
+        let path = self.folder().join(EPOCHS_FILE);
+        let new = self.folder().join(format!("{EPOCHS_FILE}.tmp"));
+        at(&new, ring::fs::write(&new, text.into_bytes()).await)?;
+        at(&path, ring::fs::rename(&new, &path).await)
+    }
+
+    pub(crate) async fn append_indexes(
+        &self,
+        base: i64,
+        bytes: IndexBytes,
+    ) -> Result<(), LogError> {
+        for (kind, (position, bytes)) in [
+            (Kind::Index, bytes.offsets),
+            (Kind::TimeIndex, bytes.times),
+            (Kind::TxnIndex, bytes.aborted),
+        ] {
+            // Kafka creates the first two always, the third when it is needed.
+            let needed = !bytes.is_empty() || (position == 0 && kind != Kind::TxnIndex);
+            if needed {
+                let path = self.path(kind, base);
+                at(&path, append_file(&path, position, &bytes).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_segment(&self, base: i64) -> Result<(), LogError> {
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.expired.retain(|&expired| expired != base);
+            inner.sealed.retain(|&(sealed, _)| sealed != base);
+            let start = inner.sealed.first().map_or(inner.active.base, |&(first, _)| first);
+            if inner.epochs.truncate_start(start) {
+                inner.epochs_dirty = true;
+            }
+        }
+        self.remove_files(base).await
+    }
+
+    /// Removes a segment's files. Its seal goes last: a crash on the way leaves a sealed segment
+    /// without a file at the log's front, which is what a deleted one looks like.
+    pub(crate) async fn remove_files(&self, base: i64) -> Result<(), LogError> {
+        for kind in [Kind::Log, Kind::Index, Kind::TimeIndex, Kind::TxnIndex, Kind::Snapshot] {
+            self.remove_file(kind, base).await?;
+        }
+        self.remove_file(Kind::Seal, base).await
+    }
+
+    pub(crate) async fn remove_file(&self, kind: Kind, base: i64) -> Result<(), LogError> {
+        remove(&self.path(kind, base)).await
+    }
+
+    fn mark_dirty(&self) {
+        if let Some(this) = self.volume().log(self.id()) {
+            self.volume().mark_dirty(&this);
+        }
+    }
+}
+
+/// Removes a file that may be gone already.
+pub async fn remove(path: &Path) -> Result<(), LogError> {
+    match ring::fs::remove_file(path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => at(path, other),
+    }
+}
+
+/// Writes bytes into a side file, creating it.
+pub async fn append_file(path: &Path, position: u64, bytes: &[u8]) -> io::Result<()> {
+    let file = File::open(path, OpenOptions::READ_WRITE).await?;
+    let mut at = position;
+    for chunk in bytes.chunks(SIDE_WRITE_BYTES) {
+        let mut lease = ring::lease(chunk.len(), Class::Control).await;
+        lease[..chunk.len()].copy_from_slice(chunk);
+        let (mut slice, _) = lease.freeze(chunk.len());
+        while !slice.is_empty() {
+            let written = file.write_at(at, Gather::from_iter([slice.clone()])).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            at += written as u64;
+            slice = slice.slice(written..slice.len());
+        }
+    }
+    Ok(())
+}
+
+/// Cuts a file that may not be there.
+pub async fn cut_file(path: &Path, bytes: u64) -> Result<(), LogError> {
+    match ring::fs::size(path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => at(path, Err(error)),
+        Ok(size) if size <= bytes => Ok(()),
+        Ok(_) => {
+            let options = OpenOptions { read: true, write: true, ..OpenOptions::default() };
+            let file = at(path, File::open(path, options).await)?;
+            at(path, file.truncate(bytes).await)?;
+            at(path, file.sync_data().await)
+        }
+    }
+}
+
+/// Reads a small file. None if it is not there.
+pub async fn read_small(path: &Path) -> Result<Option<Vec<u8>>, LogError> {
+    match ring::fs::read(path, CONTROL_FILE_BYTES_MAX).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Too long to be what it should be: as good as garbled.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(Vec::new())),
+        Err(error) => at(path, Err(error)),
+    }
+}
+
+/// Names the path in an error.
+pub fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, LogError> {
+    result.map_err(|source| LogError::Io { path: path.to_owned(), source })
+}
