@@ -4,9 +4,15 @@
 //! source's at that offset, and its last epoch's end with the source's: a topic that was recreated
 //! and has grown past our end looks healthy otherwise, and sources before 2.8 have no topic ids.
 
-/// The head of a batch: enough to tell batches apart, for it holds offsets, epoch, length and the
-/// checksum of all the rest.
+use storage::batch::Producer;
+use storage::log::LastBatch;
+
+/// The head of a batch of magic 2: it holds offsets, epoch, length, producer and the checksum of
+/// all the rest (KIP-98, DefaultRecordBatch). Older message sets are told by their first 17 bytes.
 pub const HEAD_BYTES: usize = 61;
+
+/// Where older message sets have said all that is compared.
+const LEGACY_HEAD_BYTES: usize = 17;
 
 /// How the source's batch at our last batch's offset compares with ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,66 +27,91 @@ pub enum Compared {
     Different,
 }
 
-/// Compares the heads of two batches of magic 2 (or the first bytes of older message sets).
-/// `theirs` is empty when the source answered no records.
-pub fn compare(ours: &[u8], theirs: &[u8]) -> Compared {
-    let len = ours.len().min(HEAD_BYTES);
-    if theirs.len() >= len && ours[..len] == theirs[..len] {
-        return Compared::Same;
-    }
-    let (Some(ours), Some(theirs)) = (Head::read(ours), Head::read(theirs)) else {
-        return if theirs.len() < 8 { Compared::Gone } else { compare_old(ours, theirs) };
-    };
-    if theirs.base_offset > ours.last_offset {
+/// Compares our last batch with the first bytes the source has at its offset (up to
+/// [`HEAD_BYTES`]; none when it answered no records).
+pub fn compare(ours: &LastBatch, theirs: &[u8]) -> Compared {
+    let Some(theirs) = Head::read(theirs) else { return Compared::Gone };
+    if theirs.first_offset() > ours.last_offset {
         return Compared::Gone;
+    }
+    let same_place = theirs.is_at(ours) && theirs.leader_epoch == ours.leader_epoch;
+    if same_place && theirs.bytes == i64::from(ours.bytes) && theirs.crc == ours.crc {
+        return Compared::Same;
     }
     // The cleaner keeps offsets, epoch and producer, and takes records out (LogCleaner,
     // MemoryRecords.filterTo): fewer records, another checksum.
-    let cleaned = theirs.base_offset == ours.base_offset
-        && theirs.last_offset == ours.last_offset
-        && theirs.leader_epoch == ours.leader_epoch
+    let cleaned = same_place
         && theirs.producer == ours.producer
-        && theirs.records < ours.records;
+        && theirs.records < i64::from(ours.record_count);
     if cleaned { Compared::Cleaned } else { Compared::Different }
 }
 
-/// Message sets of magic 0 and 1 have no head to speak of: another base offset beyond ours means
-/// that ours is gone.
-fn compare_old(ours: &[u8], theirs: &[u8]) -> Compared {
-    let offset = |bytes: &[u8]| i64::from_be_bytes(bytes[..8].try_into().expect("8 bytes"));
-    if ours.len() < 8 || offset(theirs) > offset(ours) {
-        Compared::Gone
-    } else {
-        Compared::Different
-    }
-}
-
-/// The fields of a batch's head that the comparison needs (KIP-98, DefaultRecordBatch).
+/// What the comparison needs of the source's batch.
 struct Head {
-    base_offset: i64,
-    last_offset: i64,
-    leader_epoch: i32,
-    /// Producer id, epoch and base sequence.
-    producer: [u8; 14],
-    records: i32,
+    /// As it stands in the first 8 bytes. Of an older wrapper this is its *last* record's offset.
+    offset: i64,
+    /// Magic 2 says how many offsets follow.
+    last_offset: Option<i64>,
+    bytes: i64,
+    leader_epoch: Option<i32>,
+    crc: u32,
+    producer: Option<Producer>,
+    records: i64,
 }
 
 impl Head {
     fn read(bytes: &[u8]) -> Option<Self> {
         const MAGIC_AT: usize = 16;
-        if bytes.len() < HEAD_BYTES || bytes[MAGIC_AT] != 2 {
+        let magic = *bytes.get(MAGIC_AT)?;
+        let i64_at = |at: usize| i64::from_be_bytes(bytes[at..at + 8].try_into().expect("8"));
+        let i32_at = |at: usize| i32::from_be_bytes(bytes[at..at + 4].try_into().expect("4"));
+        let (offset, length) = (i64_at(0), i64::from(i32_at(8)) + 12);
+        if magic < 2 {
+            return Some(Self {
+                offset,
+                last_offset: None,
+                bytes: length,
+                leader_epoch: None,
+                crc: i32_at(12).cast_unsigned(),
+                producer: None,
+                records: i64::MAX,
+            });
+        }
+        if bytes.len() < HEAD_BYTES {
             return None;
         }
-        let i32_at = |at: usize| i32::from_be_bytes(bytes[at..at + 4].try_into().expect("4"));
-        let base_offset = i64::from_be_bytes(bytes[..8].try_into().expect("8"));
+        let producer = Producer {
+            id: i64_at(43),
+            epoch: i16::from_be_bytes(bytes[51..53].try_into().expect("2")),
+            base_sequence: i32_at(53),
+        };
         Some(Self {
-            base_offset,
-            last_offset: base_offset.saturating_add(i64::from(i32_at(23))),
-            leader_epoch: i32_at(12),
-            producer: bytes[43..57].try_into().expect("14"),
-            records: i32_at(57),
+            offset,
+            last_offset: Some(offset.saturating_add(i64::from(i32_at(23)))),
+            bytes: length,
+            leader_epoch: Some(i32_at(12)),
+            crc: i32_at(17).cast_unsigned(),
+            producer: (producer.id >= 0).then_some(producer),
+            records: i64::from(i32_at(57)),
         })
     }
+
+    fn first_offset(&self) -> i64 {
+        self.offset
+    }
+
+    fn is_at(&self, ours: &LastBatch) -> bool {
+        match self.last_offset {
+            Some(last) => self.offset == ours.base_offset && last == ours.last_offset,
+            None => self.offset == ours.last_offset,
+        }
+    }
+}
+
+/// How many of the source's bytes the comparison needs, judging by ours.
+pub fn head_bytes(ours: &LastBatch) -> usize {
+    let head = if ours.leader_epoch.is_some() { HEAD_BYTES } else { LEGACY_HEAD_BYTES };
+    head.min(ours.bytes as usize)
 }
 
 /// What the end of our last epoch at the source means.
@@ -169,10 +200,10 @@ pub fn classify(ours: i64, source_start: i64, source_end: i64) -> OutOfRange {
 mod tests {
     use super::*;
 
-    fn batch(base: i64, delta: i32, epoch: i32, records: i32, crc: u32) -> Vec<u8> {
+    fn head(base: i64, delta: i32, epoch: i32, records: i32, crc: u32) -> Vec<u8> {
         let mut head = vec![0; HEAD_BYTES];
         head[..8].copy_from_slice(&base.to_be_bytes());
-        head[8..12].copy_from_slice(&100i32.to_be_bytes());
+        head[8..12].copy_from_slice(&88i32.to_be_bytes());
         head[12..16].copy_from_slice(&epoch.to_be_bytes());
         head[16] = 2;
         head[17..21].copy_from_slice(&crc.to_be_bytes());
@@ -182,20 +213,51 @@ mod tests {
         head
     }
 
+    fn ours() -> LastBatch {
+        LastBatch {
+            base_offset: 100,
+            last_offset: 109,
+            bytes: 100,
+            leader_epoch: Some(3),
+            crc: 7,
+            producer: None,
+            record_count: 10,
+            segment: 0,
+            position: 0,
+        }
+    }
+
     #[test]
     fn heads_are_compared() {
-        let ours = batch(100, 9, 3, 10, 7);
-        assert_eq!(compare(&ours, &ours), Compared::Same);
-        assert_eq!(compare(&ours, &batch(100, 9, 3, 4, 8)), Compared::Cleaned);
-        assert_eq!(compare(&ours, &batch(110, 9, 3, 10, 7)), Compared::Gone);
+        let ours = ours();
+        assert_eq!(compare(&ours, &head(100, 9, 3, 10, 7)), Compared::Same);
+        assert_eq!(compare(&ours, &head(100, 9, 3, 4, 8)), Compared::Cleaned);
+        assert_eq!(compare(&ours, &head(110, 9, 3, 10, 7)), Compared::Gone);
         assert_eq!(compare(&ours, &[]), Compared::Gone);
-        assert_eq!(compare(&ours, &batch(100, 9, 3, 10, 8)), Compared::Different);
-        assert_eq!(compare(&ours, &batch(100, 9, 4, 10, 7)), Compared::Different);
-        assert_eq!(compare(&ours, &batch(98, 9, 3, 10, 7)), Compared::Different);
-        // A recreated topic: same offsets, fewer records, but other producers.
-        let mut recreated = batch(100, 9, 3, 4, 8);
-        recreated[43] = 0;
+        assert_eq!(compare(&ours, &head(100, 9, 3, 10, 8)), Compared::Different);
+        assert_eq!(compare(&ours, &head(100, 9, 4, 10, 7)), Compared::Different);
+        assert_eq!(compare(&ours, &head(98, 9, 3, 10, 7)), Compared::Different);
+        // A recreated topic: same offsets, fewer records, but another producer.
+        let mut recreated = head(100, 9, 3, 4, 8);
+        recreated[43..57].fill(1);
         assert_eq!(compare(&ours, &recreated), Compared::Different);
+    }
+
+    #[test]
+    fn older_message_sets_are_told_by_offset_length_and_checksum() {
+        let ours = LastBatch { leader_epoch: None, ..ours() };
+        let legacy = |offset: i64, crc: u32| {
+            let mut head = vec![0; LEGACY_HEAD_BYTES];
+            head[..8].copy_from_slice(&offset.to_be_bytes());
+            head[8..12].copy_from_slice(&88i32.to_be_bytes());
+            head[12..16].copy_from_slice(&crc.to_be_bytes());
+            head[16] = 1;
+            head
+        };
+        assert_eq!(head_bytes(&ours), LEGACY_HEAD_BYTES);
+        assert_eq!(compare(&ours, &legacy(109, 7)), Compared::Same);
+        assert_eq!(compare(&ours, &legacy(109, 8)), Compared::Different);
+        assert_eq!(compare(&ours, &legacy(110, 7)), Compared::Gone);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use storage::boot::Boot;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -19,8 +20,10 @@ pub struct ShardConfig {
     pub index: u16,
     /// The shard's part of the memory budget, in bytes.
     pub memory_bytes: usize,
-    /// Where logs may live; one or more file systems.
-    pub data_dirs: Vec<PathBuf>,
+    /// The locked data directories and what was found in them.
+    pub boot: Boot,
+    /// The longest a written byte waits for a flush.
+    pub flush_interval: Duration,
     /// How we name ourselves to a source.
     pub client_id: String,
     /// Processors the kernel's helpers may use; empty: any.

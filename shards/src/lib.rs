@@ -13,6 +13,15 @@
 
 #![forbid(unsafe_code)]
 
-pub mod check;
+mod budget;
+mod check;
 pub mod control;
-pub mod pool;
+mod fetcher;
+mod limits;
+mod link;
+mod partition;
+mod pool;
+mod shard;
+mod sink;
+
+pub use shard::{ShardHandle, StartError, run, start};

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::op::{Done, Op, Token};
@@ -60,6 +61,32 @@ pub trait Driver {
 
     /// What the driver did so far.
     fn counters(&self) -> Counters;
+
+    /// Wakes another executor, at the latest with the next turn.
+    fn wake(&mut self, bell: &Arc<dyn Bell>) {
+        bell.ring();
+    }
+
+    /// Whether the arena is registered with the kernel.
+    fn is_registered(&self) -> bool {
+        false
+    }
+
+    /// Whether its descriptors are not the process's.
+    fn is_simulated(&self) -> bool {
+        false
+    }
+}
+
+/// Wakes an executor from any thread.
+pub trait Bell: Send + Sync {
+    /// Ends its wait, now or the next one.
+    fn ring(&self);
+
+    /// Its ring, for messages from others' (`IORING_OP_MSG_RING`).
+    fn ring_descriptor(&self) -> Option<RawFd> {
+        None
+    }
 }
 
 /// Where a socket listens.
@@ -84,4 +111,6 @@ pub struct Counters {
     pub completions: u64,
     /// Operations that went to a helper thread.
     pub helped: u64,
+    /// Wakes sent to other rings as messages, without a system call of their own.
+    pub messages: u64,
 }

@@ -7,18 +7,26 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::driver::{Address, Counters, Driver, Wait};
-use crate::memory::Arena;
+use crate::driver::{Address, Bell, Counters, Driver, Wait};
+use crate::memory::{Arena, BLOCK};
 use crate::op::{Done, HelpReply, Op, Token};
-use crate::task::{GENERATIONS, SLOTS, TaskId, waker};
+use crate::task::{TaskId, waker};
 use crate::time::Instant;
 use crate::timer::{TimerKey, Timers};
 use crate::uring::Uring;
+
+mod flights;
+mod inbox;
+mod tasks;
+
+use flights::{Ended, Flights};
+use inbox::Inbox;
+use tasks::{TaskFuture, Tasks};
 
 /// What an executor is made of.
 #[derive(Clone, Debug)]
@@ -54,6 +62,21 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Refuses what cannot be.
+    fn check(&self) -> io::Result<()> {
+        let refuse = |message: &str| {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("executor: {message}")))
+        };
+        if !(1..=OPERATIONS_MAX).contains(&self.operations_max) {
+            return refuse("operations_max must be within 1..=32768 (io_uring's largest ring)");
+        }
+        let lease = self.lease_bytes_max;
+        if !lease.is_power_of_two() || !(BLOCK..=LEASE_BYTES_MAX).contains(&lease) {
+            return refuse("lease_bytes_max must be a power of two within 4 KiB..=1 GiB");
+        }
+        Ok(())
+    }
+
     /// For tests: 32 MiB, not touched.
     pub fn small() -> Self {
         Self { arena_bytes: 32 << 20, touch_memory: false, operations_max: 256, ..Self::default() }
@@ -70,6 +93,11 @@ pub enum Share {
     /// Everything that can wait.
     Background,
 }
+
+/// Half of what a completion queue may hold.
+const OPERATIONS_MAX: u32 = 32_768;
+/// No lease crosses the bounds of a registered buffer.
+const LEASE_BYTES_MAX: usize = crate::uring::REGISTERED_RANGE;
 
 /// Polls per round, by share: background gets its turn, but a small one.
 const POLLS_PER_ROUND: [usize; 3] = [64, 64, 16];
@@ -89,11 +117,18 @@ pub struct Stats {
     pub tasks: usize,
     /// Operations in flight.
     pub operations: usize,
+    /// Whether the kernel let the arena be registered; if not (`RLIMIT_MEMLOCK`), every direct
+    /// read and write pins its pages anew, which costs processor time and nothing else.
+    pub registered: bool,
 }
 
 /// One executor.
 pub(crate) struct Executor {
+    /// Its inbox's number; used again when it is gone.
     id: u16,
+    /// Never used again: what belongs to another executor is told by it.
+    serial: u64,
+    simulated: bool,
     arena: Rc<Arena>,
     driver: RefCell<Box<dyn Driver>>,
     tasks: RefCell<Tasks>,
@@ -103,25 +138,11 @@ pub(crate) struct Executor {
     inbox: Arc<Inbox>,
     arrivals: RefCell<Vec<(Token, Done)>>,
     polls: Cell<u64>,
+    /// Whose turn it is among the shares, and how many polls of it are left.
+    round: Cell<(usize, usize)>,
 }
 
-/// Where other threads leave wakes for an executor.
-pub(crate) struct Inbox {
-    wakes: Mutex<Vec<TaskId>>,
-    filled: AtomicBool,
-    bell: Box<dyn Fn() + Send + Sync>,
-}
-
-impl Inbox {
-    fn push(&self, task: TaskId) {
-        self.wakes.lock().unwrap_or_else(PoisonError::into_inner).push(task);
-        if !self.filled.swap(true, Ordering::AcqRel) {
-            (self.bell)();
-        }
-    }
-}
-
-static EXECUTORS: RwLock<Vec<Option<Arc<Inbox>>>> = RwLock::new(Vec::new());
+static SERIALS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Executor>>> = const { RefCell::new(None) };
@@ -135,6 +156,7 @@ thread_local! {
 /// too old, no memory; or when operations did not end within the drain limit (their memory is
 /// then never reused).
 pub fn run<T: 'static>(config: Config, root: impl Future<Output = T> + 'static) -> io::Result<T> {
+    config.check()?;
     let arena = Arena::new(config.arena_bytes, config.lease_bytes_max, config.touch_memory)?;
     let (driver, bell) = Uring::new(&config, &arena)?;
     let executor = Executor::new(Box::new(driver), arena, config.operations_max, bell);
@@ -166,7 +188,8 @@ pub fn spawn<T: 'static>(share: Share, future: impl Future<Output = T> + 'static
             waker.wake();
         }
     });
-    Task { id: Some(with_current(|executor| executor.spawn(share, future))), join }
+    let (serial, id) = with_current(|executor| (executor.serial, executor.spawn(share, future)));
+    Task { id: Some(id), serial, join }
 }
 
 /// Lets others run.
@@ -199,6 +222,7 @@ pub fn thread_cpu() -> Duration {
 #[must_use = "dropping a task stops it"]
 pub struct Task<T> {
     id: Option<TaskId>,
+    serial: u64,
     join: Rc<Join<T>>,
 }
 
@@ -242,7 +266,7 @@ impl<T> Future for Task<T> {
 impl<T> Drop for Task<T> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            try_with_current(|executor| executor.cancel_task(id));
+            try_with(self.serial, |executor| executor.cancel_task(id));
         }
     }
 }
@@ -271,24 +295,51 @@ pub(crate) fn wake(task: TaskId) {
         }
         mine
     });
-    if local != Some(true) {
-        let executors = EXECUTORS.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Some(inbox)) = executors.get(usize::from(task.executor)) {
-            inbox.push(task);
+    if local != Some(true)
+        && let Some(inbox) = Inbox::of(task.executor)
+        && let Some(bell) = inbox.push(task)
+    {
+        // From ring to ring without a system call of its own, if this thread has a ring at hand.
+        let rung = try_with_current(|executor| {
+            let mut driver = executor.driver.try_borrow_mut().ok()?;
+            driver.wake(bell);
+            Some(())
+        });
+        if rung.flatten().is_none() {
+            bell.ring();
         }
     }
 }
 
-pub(crate) fn close(descriptor: i32) {
-    try_with_current(|executor| executor.driver.borrow_mut().close(descriptor));
+/// Closes a descriptor, by the current executor's driver if it is of its kind.
+pub(crate) fn close(descriptor: i32, simulated: bool) {
+    let closed = try_with_current(|executor| {
+        let mine = executor.simulated == simulated;
+        if mine {
+            executor.driver.borrow_mut().close(descriptor);
+        }
+        mine
+    });
+    if closed != Some(true) && !simulated {
+        crate::uring::close_descriptor(descriptor);
+    }
 }
 
-pub(crate) fn orphan(token: Token) {
-    try_with_current(|executor| executor.orphan(token));
+/// Calls into the current executor if it is that one.
+fn try_with<R>(serial: u64, call: impl FnOnce(&Executor) -> R) -> Option<R> {
+    try_with_current(|executor| (executor.serial == serial).then(|| call(executor))).flatten()
 }
 
-pub(crate) fn cancel_timer(key: TimerKey) {
-    try_with_current(|executor| executor.timers.borrow_mut().cancel(key));
+pub(crate) fn orphan(serial: u64, token: Token) {
+    try_with(serial, |executor| executor.orphan(token));
+}
+
+pub(crate) fn leave_line(serial: u64, ticket: u64) {
+    try_with(serial, |executor| executor.flights.borrow_mut().leave(ticket));
+}
+
+pub(crate) fn cancel_timer(serial: u64, key: TimerKey) {
+    try_with(serial, |executor| executor.timers.borrow_mut().cancel(key));
 }
 
 impl Executor {
@@ -296,19 +347,13 @@ impl Executor {
         driver: Box<dyn Driver>,
         arena: Rc<Arena>,
         operations_max: u32,
-        bell: Box<dyn Fn() + Send + Sync>,
+        bell: Arc<dyn Bell>,
     ) -> Rc<Self> {
-        let inbox =
-            Arc::new(Inbox { wakes: Mutex::default(), filled: AtomicBool::new(false), bell });
-        let mut executors = EXECUTORS.write().unwrap_or_else(PoisonError::into_inner);
-        let free = executors.iter().position(Option::is_none).unwrap_or(executors.len());
-        if free == executors.len() {
-            executors.push(None);
-        }
-        executors[free] = Some(Arc::clone(&inbox));
-        drop(executors);
+        let (inbox, id) = Inbox::register(bell);
         Rc::new(Self {
-            id: u16::try_from(free).expect("fewer than 65,536 executors in a process"),
+            id,
+            serial: SERIALS.fetch_add(1, Ordering::Relaxed),
+            simulated: driver.is_simulated(),
             arena,
             driver: RefCell::new(driver),
             tasks: RefCell::default(),
@@ -318,6 +363,7 @@ impl Executor {
             inbox,
             arrivals: RefCell::default(),
             polls: Cell::new(0),
+            round: Cell::new((0, POLLS_PER_ROUND[0])),
         })
     }
 
@@ -333,6 +379,15 @@ impl Executor {
         let previous = CURRENT.with(|current| current.replace(Some(Rc::clone(self))));
         let _restore = Restore(previous);
         call()
+    }
+
+    /// Tells this executor from every other of the process, past ones too.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    pub fn is_simulated(&self) -> bool {
+        self.simulated
     }
 
     pub fn arena(&self) -> &Rc<Arena> {
@@ -377,7 +432,7 @@ impl Executor {
 
     /// Whether wakes came from outside.
     pub fn has_messages(&self) -> bool {
-        self.inbox.filled.load(Ordering::Acquire)
+        self.inbox.is_filled()
     }
 
     /// How long the next turn may wait.
@@ -391,10 +446,11 @@ impl Executor {
             polls: self.polls.get(),
             tasks: self.tasks.borrow().live(),
             operations: self.flights.borrow().live(),
+            registered: self.driver.borrow().is_registered(),
         }
     }
 
-    fn spawn(&self, share: Share, future: Pin<Box<dyn Future<Output = ()>>>) -> TaskId {
+    fn spawn(&self, share: Share, future: TaskFuture) -> TaskId {
         let (slot, generation) = self.tasks.borrow_mut().insert(share, future);
         let id = TaskId { executor: self.id, slot, generation };
         self.wake_local(id);
@@ -413,22 +469,29 @@ impl Executor {
         drop(future);
     }
 
-    /// Polls ready tasks, share by share, until none is ready or the driver's turn is due.
+    /// Polls ready tasks, share by share, until none is ready or the driver's turn is due. The
+    /// next call goes on where this one stopped: long polls in one share starve no other.
     pub fn run_ready(&self) {
         let until = self.now() + TASK_TIME_MAX;
         let mut since_clock = 0;
         while self.has_ready() {
-            for (queue, polls) in self.ready.iter().zip(POLLS_PER_ROUND) {
-                for _ in 0..polls {
-                    let Some(id) = self.pick(queue) else { break };
+            let (share, left) = self.round.get();
+            match (left > 0).then(|| self.pick(&self.ready[share])).flatten() {
+                Some(id) => {
+                    self.round.set((share, left - 1));
                     self.poll_task(id);
-                    since_clock += 1;
-                    if since_clock == POLLS_PER_CLOCK {
-                        since_clock = 0;
-                        if self.now() >= until {
-                            return;
-                        }
-                    }
+                }
+                None => {
+                    let next = (share + 1) % POLLS_PER_ROUND.len();
+                    self.round.set((next, POLLS_PER_ROUND[next]));
+                    continue;
+                }
+            }
+            since_clock += 1;
+            if since_clock == POLLS_PER_CLOCK {
+                since_clock = 0;
+                if self.now() >= until {
+                    return;
                 }
             }
         }
@@ -452,10 +515,12 @@ impl Executor {
         drop(over); // outside the borrow: dropping a future may call back
     }
 
-    /// Starts an operation, or gives it back when every slot is taken.
+    /// Starts an operation, or gives it back when every slot is taken; `ticket` is then its place
+    /// in the line.
     #[expect(clippy::result_large_err, reason = "the operation moves, it is not an error's text")]
-    pub fn submit(&self, op: Op, waker: &Waker) -> Result<Token, Op> {
-        let Some(token) = self.flights.borrow_mut().begin(&op, waker) else { return Err(op) };
+    pub fn submit(&self, op: Op, waker: &Waker, ticket: &mut Option<u64>) -> Result<Token, Op> {
+        let token = self.flights.borrow_mut().begin(&op, waker, ticket);
+        let Some(token) = token else { return Err(op) };
         self.driver.borrow_mut().submit(token, op);
         Ok(token)
     }
@@ -491,24 +556,19 @@ impl Executor {
 
     /// One turn of the driver; completions, messages and timers become wakes.
     pub fn turn(&self, wait: Wait) -> io::Result<()> {
-        let wait = if self.inbox.filled.load(Ordering::Acquire) { Wait::No } else { wait };
+        let wait = if self.inbox.is_filled() { Wait::No } else { wait };
         let mut arrivals = self.arrivals.take();
         self.driver.borrow_mut().turn(wait, &mut arrivals)?;
         for (token, done) in arrivals.drain(..) {
-            let orphaned = self.flights.borrow_mut().complete(token, done);
-            if let Some(done) = orphaned {
-                self.discard(done);
+            let ended = self.flights.borrow_mut().complete(token, done);
+            match ended {
+                Ended::Awaited(waker) => waker.wake(),
+                Ended::Orphaned(done) => self.discard(done),
             }
         }
         self.arrivals.replace(arrivals);
-        if self.inbox.filled.swap(false, Ordering::AcqRel) {
-            let wakes = {
-                let mut wakes = self.inbox.wakes.lock().unwrap_or_else(PoisonError::into_inner);
-                std::mem::take(&mut *wakes)
-            };
-            for task in wakes {
-                self.wake_local(task);
-            }
+        for task in self.inbox.take() {
+            self.wake_local(task);
         }
         let now = self.now();
         while let Some(waker) = { self.timers.borrow_mut().pop_due(now) } {
@@ -519,8 +579,14 @@ impl Executor {
 
     /// Stops every task, those too that others start while they are dropped.
     pub fn drop_tasks(&self) {
-        while let Some(future) = { self.tasks.borrow_mut().pop_any() } {
-            drop(future);
+        let mut any = true;
+        while std::mem::take(&mut any) {
+            let mut from = 0;
+            while let Some((slot, future)) = { self.tasks.borrow_mut().pop_from(from) } {
+                any = true;
+                from = slot + 1;
+                drop(future);
+            }
         }
     }
 
@@ -543,228 +609,6 @@ impl Executor {
 
 impl Drop for Executor {
     fn drop(&mut self) {
-        let mut executors = EXECUTORS.write().unwrap_or_else(PoisonError::into_inner);
-        executors[usize::from(self.id)] = None;
-    }
-}
-
-/// The tasks: a slab, its free slots reused under a new generation.
-#[derive(Default)]
-struct Tasks {
-    slots: Vec<TaskSlot>,
-    free: Vec<u32>,
-}
-
-struct TaskSlot {
-    generation: u32,
-    share: Share,
-    state: TaskState,
-    queued: bool,
-}
-
-enum TaskState {
-    Free,
-    Idle(Pin<Box<dyn Future<Output = ()>>>),
-    Polled,
-    PolledAndCancelled,
-}
-
-impl Tasks {
-    fn insert(&mut self, share: Share, future: Pin<Box<dyn Future<Output = ()>>>) -> (u32, u32) {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            assert!(self.slots.len() < SLOTS, "more than 2^24 tasks");
-            let state = TaskState::Free;
-            self.slots.push(TaskSlot { generation: 0, share, state, queued: false });
-            (self.slots.len() - 1) as u32
-        });
-        let entry = &mut self.slots[slot as usize];
-        entry.share = share;
-        entry.state = TaskState::Idle(future);
-        entry.queued = false;
-        (slot, entry.generation)
-    }
-
-    fn get(&mut self, id: TaskId) -> Option<&mut TaskSlot> {
-        let entry = self.slots.get_mut(id.slot as usize)?;
-        let alive = entry.generation == id.generation && !matches!(entry.state, TaskState::Free);
-        alive.then_some(entry)
-    }
-
-    /// Marks a task as queued; its share if it was not yet.
-    fn queue(&mut self, id: TaskId) -> Option<Share> {
-        let entry = self.get(id)?;
-        (!std::mem::replace(&mut entry.queued, true)).then_some(entry.share)
-    }
-
-    fn begin_poll(&mut self, id: TaskId) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
-        let entry = self.get(id)?;
-        entry.queued = false;
-        match std::mem::replace(&mut entry.state, TaskState::Polled) {
-            TaskState::Idle(future) => Some(future),
-            other => {
-                entry.state = other;
-                None
-            }
-        }
-    }
-
-    /// Puts the future back, or returns it to be dropped.
-    fn end_poll(
-        &mut self,
-        id: TaskId,
-        future: Pin<Box<dyn Future<Output = ()>>>,
-        ended: bool,
-    ) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
-        let entry = self.get(id).expect("a polled task keeps its slot");
-        if ended || matches!(entry.state, TaskState::PolledAndCancelled) {
-            self.release(id.slot);
-            return Some(future);
-        }
-        entry.state = TaskState::Idle(future);
-        None
-    }
-
-    fn cancel(&mut self, id: TaskId) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
-        let entry = self.get(id)?;
-        match std::mem::replace(&mut entry.state, TaskState::PolledAndCancelled) {
-            TaskState::Idle(future) => {
-                self.release(id.slot);
-                Some(future)
-            }
-            _ => None,
-        }
-    }
-
-    fn pop_any(&mut self) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
-        let slot = self.slots.iter().position(|s| matches!(s.state, TaskState::Idle(_)))?;
-        let state = std::mem::replace(&mut self.slots[slot].state, TaskState::Free);
-        self.release(slot as u32);
-        match state {
-            TaskState::Idle(future) => Some(future),
-            _ => None,
-        }
-    }
-
-    fn release(&mut self, slot: u32) {
-        let entry = &mut self.slots[slot as usize];
-        entry.state = TaskState::Free;
-        entry.generation = (entry.generation + 1) % GENERATIONS;
-        self.free.push(slot);
-    }
-
-    fn live(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-}
-
-/// The operations in flight, and who waits for a slot.
-struct Flights {
-    slots: Vec<FlightSlot>,
-    free: Vec<u32>,
-    max: usize,
-    waiting: Vec<Waker>,
-}
-
-struct FlightSlot {
-    generation: u32,
-    cancel: bool,
-    state: FlightState,
-}
-
-enum FlightState {
-    Free,
-    Waiting(Waker),
-    Orphaned,
-    Done(Done),
-}
-
-impl Flights {
-    fn new(max: u32) -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), max: max as usize, waiting: Vec::new() }
-    }
-
-    fn begin(&mut self, op: &Op, waker: &Waker) -> Option<Token> {
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.slots.len() < self.max => {
-                let state = FlightState::Free;
-                self.slots.push(FlightSlot { generation: 0, cancel: false, state });
-                (self.slots.len() - 1) as u32
-            }
-            None => {
-                self.waiting.push(waker.clone());
-                return None;
-            }
-        };
-        let entry = &mut self.slots[slot as usize];
-        entry.state = FlightState::Waiting(waker.clone());
-        entry.cancel = op.may_wait_forever();
-        Some(Token { slot, generation: entry.generation })
-    }
-
-    fn get(&mut self, token: Token) -> &mut FlightSlot {
-        let entry = &mut self.slots[token.slot as usize];
-        assert_eq!(entry.generation, token.generation, "a completion of another operation");
-        entry
-    }
-
-    fn take(&mut self, token: Token, waker: &Waker) -> Option<Done> {
-        let entry = self.get(token);
-        match std::mem::replace(&mut entry.state, FlightState::Free) {
-            FlightState::Done(done) => {
-                self.release(token.slot);
-                Some(done)
-            }
-            FlightState::Waiting(_) => {
-                entry.state = FlightState::Waiting(waker.clone());
-                None
-            }
-            FlightState::Free | FlightState::Orphaned => unreachable!("a future owns its flight"),
-        }
-    }
-
-    /// The result if it is there already, and whether the driver should be asked to cancel.
-    fn orphan(&mut self, token: Token) -> (Option<Done>, bool) {
-        let entry = self.get(token);
-        let cancel = entry.cancel;
-        match std::mem::replace(&mut entry.state, FlightState::Orphaned) {
-            FlightState::Done(done) => {
-                self.release(token.slot);
-                (Some(done), false)
-            }
-            _ => (None, cancel),
-        }
-    }
-
-    /// Keeps a result for its future, or returns it when nobody waits.
-    fn complete(&mut self, token: Token, done: Done) -> Option<Done> {
-        let entry = self.get(token);
-        match std::mem::replace(&mut entry.state, FlightState::Free) {
-            FlightState::Waiting(waker) => {
-                entry.state = FlightState::Done(done);
-                waker.wake();
-                None
-            }
-            FlightState::Orphaned => {
-                self.release(token.slot);
-                Some(done)
-            }
-            FlightState::Free | FlightState::Done(_) => unreachable!("completed twice"),
-        }
-    }
-
-    fn release(&mut self, slot: u32) {
-        let entry = &mut self.slots[slot as usize];
-        entry.state = FlightState::Free;
-        entry.generation = entry.generation.wrapping_add(1);
-        self.free.push(slot);
-        // All of them: the first may belong to a future that is gone.
-        for waker in self.waiting.drain(..) {
-            waker.wake();
-        }
-    }
-
-    fn live(&self) -> usize {
-        self.slots.len() - self.free.len()
+        Inbox::remove(self.id);
     }
 }

@@ -1,48 +1,54 @@
 //! Helper threads: what would block the executor's thread runs here.
 //!
 //! Two per executor, so that a slow flush does not hold up an open: one for the namespace and small
-//! files, one for flushes. Requests come over a channel; answers go into a list, and a bell rings.
+//! files, one for flushes (which shares its flushes with those of other executors: [`crate::flusher`]).
+//! Requests come over a channel; answers go into a list, and a bell rings.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
+use crate::driver::Bell;
 use crate::file::OpenOptions;
+use crate::flusher::Memberships;
 use crate::op::{DirEntry, HelpReply, HelpRequest, Token};
 
 type Answers = Arc<Mutex<Vec<(Token, io::Result<HelpReply>)>>>;
 
 /// The helpers of one executor. They end with it.
 pub struct Helpers {
-    namespace: Sender<(Token, HelpRequest)>,
-    flush: Sender<(Token, HelpRequest)>,
+    /// One for the namespace, one for flushes.
+    threads: [Helper; 2],
     answers: Answers,
     waiting: usize,
 }
 
+struct Helper {
+    queue: Option<Sender<(Token, HelpRequest)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
 impl Helpers {
     /// Starts both threads. `bell` rings after every answer.
-    pub fn start(bell: Arc<dyn Fn() + Send + Sync>) -> io::Result<Self> {
+    pub fn start(bell: Arc<dyn Bell>) -> io::Result<Self> {
         let answers = Answers::default();
         let namespace = start("helper", Arc::clone(&answers), Arc::clone(&bell))?;
         let flush = start("flusher", Arc::clone(&answers), bell)?;
-        Ok(Self { namespace, flush, answers, waiting: 0 })
+        Ok(Self { threads: [namespace, flush], answers, waiting: 0 })
     }
 
     /// Hands a request over. The executor's slots bound how many wait.
     pub fn send(&mut self, token: Token, request: HelpRequest) {
         self.waiting += 1;
-        let queue = match request {
-            HelpRequest::SyncFilesystem(_) => &self.flush,
-            _ => &self.namespace,
-        };
-        queue.send((token, request)).expect("a helper lives as long as its executor");
+        let flush = matches!(request, HelpRequest::SyncFilesystem(_));
+        let queue = self.threads[usize::from(flush)].queue.as_ref();
+        let sent = queue.expect("closed only at the end").send((token, request));
+        sent.expect("a helper lives as long as its executor");
     }
 
     /// Answers that have come.
@@ -62,26 +68,32 @@ impl Helpers {
     }
 }
 
-fn start(
-    name: &str,
-    answers: Answers,
-    bell: Arc<dyn Fn() + Send + Sync>,
-) -> io::Result<Sender<(Token, HelpRequest)>> {
-    let (sender, receiver): (_, Receiver<(Token, HelpRequest)>) = channel();
-    thread::Builder::new().name(name.into()).spawn(move || {
-        let mut synced = HashMap::new();
-        for (token, request) in receiver {
-            let answer = answer(request, &mut synced);
-            answers.lock().unwrap_or_else(PoisonError::into_inner).push((token, answer));
-            bell();
+impl Drop for Helpers {
+    fn drop(&mut self) {
+        for helper in &mut self.threads {
+            drop(helper.queue.take());
+            // With a request in hand it may hang, as its disk does; then it ends by itself.
+            if let Some(thread) = helper.thread.take().filter(|_| self.waiting == 0) {
+                let _ = thread.join();
+            }
         }
-    })?;
-    Ok(sender)
+    }
 }
 
-/// `synced` keeps the descriptors given to `syncfs(2)`: it reports write-back errors since a
-/// descriptor's opening, so a fresh one each time could miss them.
-fn answer(request: HelpRequest, synced: &mut HashMap<PathBuf, File>) -> io::Result<HelpReply> {
+fn start(name: &str, answers: Answers, bell: Arc<dyn Bell>) -> io::Result<Helper> {
+    let (queue, receiver): (_, Receiver<(Token, HelpRequest)>) = channel();
+    let thread = thread::Builder::new().name(name.into()).spawn(move || {
+        let mut memberships = Memberships::default();
+        for (token, request) in receiver {
+            let answer = answer(request, &mut memberships);
+            answers.lock().unwrap_or_else(PoisonError::into_inner).push((token, answer));
+            bell.ring();
+        }
+    })?;
+    Ok(Helper { queue: Some(queue), thread: Some(thread) })
+}
+
+fn answer(request: HelpRequest, memberships: &mut Memberships) -> io::Result<HelpReply> {
     let nothing = |()| HelpReply::Nothing;
     match request {
         HelpRequest::Open(path, options) => open(&path, options),
@@ -92,12 +104,7 @@ fn answer(request: HelpRequest, synced: &mut HashMap<PathBuf, File>) -> io::Resu
         HelpRequest::RemoveFile(path) => fs::remove_file(path).map(nothing),
         HelpRequest::RemoveDir(path) => fs::remove_dir(path).map(nothing),
         HelpRequest::SyncDir(path) => File::open(path)?.sync_all().map(nothing),
-        HelpRequest::SyncFilesystem(path) => {
-            if !synced.contains_key(&path) {
-                synced.insert(path.clone(), File::open(&path)?);
-            }
-            crate::uring::sync_filesystem(&synced[&path]).map(nothing)
-        }
+        HelpRequest::SyncFilesystem(path) => memberships.flush(&path).map(nothing),
         HelpRequest::FreeBytes(path) => crate::uring::free_bytes(&path).map(HelpReply::Number),
         HelpRequest::ReadSmall(path, bytes_max) => read_small(&path, bytes_max),
         HelpRequest::WriteSmall(path, bytes) => fs::write(path, bytes).map(nothing),

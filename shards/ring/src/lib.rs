@@ -22,6 +22,7 @@
 pub mod driver;
 pub mod executor;
 mod file;
+mod flusher;
 pub mod fs;
 mod helper;
 pub mod memory;
@@ -37,7 +38,7 @@ pub use executor::{Config, Share, Stats, Task, run, spawn, stats, thread_cpu, yi
 pub use file::{File, OpenOptions};
 pub use memory::{BLOCK, Class, Gather, Lease, MemoryUse, Slice, lease, memory, try_lease};
 pub use socket::{Address, ClosingSocket, Listener, Stream};
+pub use time::{Elapsed, Instant, now, random, sleep, sleep_until, timeout, wall_ms};
+
 #[cfg(test)]
 mod tests;
-
-pub use time::{Elapsed, Instant, now, random, sleep, sleep_until, timeout, wall_ms};

@@ -30,12 +30,14 @@ pub struct Token {
 #[derive(Debug)]
 pub struct Handle {
     number: i32,
+    simulated: bool,
 }
 
 impl Handle {
     /// Takes over an open descriptor of the current executor's driver.
     pub(crate) fn adopt(number: i32) -> Rc<Self> {
-        Rc::new(Self { number })
+        let simulated = with_current(|executor| executor.is_simulated());
+        Rc::new(Self { number, simulated })
     }
 
     /// The descriptor's number.
@@ -46,7 +48,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        crate::executor::close(self.number);
+        crate::executor::close(self.number, self.simulated);
     }
 }
 
@@ -196,9 +198,11 @@ pub struct Done {
 /// memory stays taken until then. Receives, accepts and connects are also cancelled, for they
 /// might never end.
 pub(crate) async fn perform(op: Op) -> Done {
-    let mut flight = Flight { op: Some(op), token: None };
+    let serial = with_current(|executor| executor.serial());
+    let mut flight = Flight { op: Some(op), token: None, ticket: None, serial };
     poll_fn(move |context| {
         with_current(|executor| {
+            assert_eq!(executor.serial(), flight.serial, "an operation of another executor");
             if let Some(token) = flight.token {
                 return match executor.take_done(token, context.waker()) {
                     Some(done) => {
@@ -209,7 +213,7 @@ pub(crate) async fn perform(op: Op) -> Done {
                 };
             }
             let op = flight.op.take().expect("not polled after it was done");
-            match executor.submit(op, context.waker()) {
+            match executor.submit(op, context.waker(), &mut flight.ticket) {
                 Ok(token) => flight.token = Some(token),
                 Err(op) => flight.op = Some(op), // every slot is taken: woken when one is free
             }
@@ -222,12 +226,18 @@ pub(crate) async fn perform(op: Op) -> Done {
 struct Flight {
     op: Option<Op>,
     token: Option<Token>,
+    /// Its place in the line for a slot.
+    ticket: Option<u64>,
+    serial: u64,
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         if let Some(token) = self.token {
-            crate::executor::orphan(token);
+            crate::executor::orphan(self.serial, token);
+        }
+        if let Some(ticket) = self.ticket {
+            crate::executor::leave_line(self.serial, ticket);
         }
     }
 }

@@ -69,11 +69,11 @@ pub async fn sleep(duration: Duration) {
 
 /// Waits until a point in time.
 pub async fn sleep_until(at: Instant) {
-    struct Armed(Option<TimerKey>);
+    struct Armed(Option<(u64, TimerKey)>);
     impl Drop for Armed {
         fn drop(&mut self) {
-            if let Some(key) = self.0 {
-                crate::executor::cancel_timer(key);
+            if let Some((serial, key)) = self.0 {
+                crate::executor::cancel_timer(serial, key);
             }
         }
     }
@@ -84,8 +84,14 @@ pub async fn sleep_until(at: Instant) {
                 return Poll::Ready(());
             }
             match armed.0 {
-                Some(key) => executor.update_timer(key, context.waker()),
-                None => armed.0 = Some(executor.add_timer(at, context.waker().clone())),
+                Some((serial, key)) => {
+                    assert_eq!(executor.serial(), serial, "a timer of another executor");
+                    executor.update_timer(key, context.waker());
+                }
+                None => {
+                    let key = executor.add_timer(at, context.waker().clone());
+                    armed.0 = Some((executor.serial(), key));
+                }
             }
             Poll::Pending
         })

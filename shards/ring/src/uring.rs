@@ -18,23 +18,30 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use smallvec::SmallVec;
 
-use crate::driver::{Address, Counters, Driver, Wait};
+use crate::driver::{Address, Bell, Counters, Driver, Wait};
 use crate::executor::Config;
 use crate::helper::Helpers;
-use crate::memory::Arena;
+use crate::memory::{Arena, Slice};
 use crate::op::{Done, Op, Token};
 use crate::time::Instant;
 
+mod setup;
 mod system;
-pub use system::{free_bytes, sync_filesystem, thread_cpu};
+pub use system::{close_descriptor, free_bytes, sync_filesystem, thread_cpu};
 
 /// The eventfd read that other threads complete to wake this one.
 const BELL: u64 = u64::MAX;
 /// Completions nobody waits for.
 const IGNORED: u64 = u64::MAX - 1;
+/// Another ring's message: wakes are in the inbox.
+const WAKE: u64 = u64::MAX - 2;
+/// The slot number of our own messages to others; the rest of the word is their index.
+const MESSAGE_SLOT: u32 = u32::MAX - 1;
 /// One registered buffer covers so much of the arena.
-const REGISTERED_RANGE: usize = 1 << 30;
+pub const REGISTERED_RANGE: usize = 1 << 30;
 const SUBMISSIONS_MAX: u32 = 1024;
+/// More pieces than the kernel takes at once make a short transfer (`IOV_MAX`).
+const VECTORS_MAX: usize = 1024;
 
 pub struct Uring {
     ring: ManuallyDrop<IoUring>,
@@ -45,9 +52,16 @@ pub struct Uring {
     /// Operations that ended without the kernel.
     ended: Vec<(Token, Done)>,
     helpers: Helpers,
-    bell: Arc<OwnedFd>,
+    bell: Arc<RingBell>,
     bell_word: ManuallyDrop<Box<u64>>,
     bell_armed: bool,
+    /// Messages to other rings whose completions have not come; their bells, should they fail.
+    messages: Vec<Option<Arc<dyn Bell>>>,
+    messages_free: Vec<u32>,
+    /// Cleared when this kernel refuses messages.
+    messages_work: bool,
+    /// `IORING_OP_FTRUNCATE` is younger (Linux 6.9) than what else is used.
+    truncates: bool,
     arena: Registered,
     /// Holds the memory until the ring is gone.
     _memory: ManuallyDrop<Rc<Arena>>,
@@ -74,51 +88,58 @@ struct Registered {
     registered: bool,
 }
 
-type Bell = Box<dyn Fn() + Send + Sync>;
+/// Wakes a ring: by its eventfd, which a read in the ring waits for, or by a message.
+struct RingBell {
+    event: OwnedFd,
+    /// A descriptor of the ring of its own: its number is not used again while this lives.
+    ring: OwnedFd,
+}
+
+impl Bell for RingBell {
+    fn ring(&self) {
+        system::ring_bell(&self.event);
+    }
+
+    fn ring_descriptor(&self) -> Option<RawFd> {
+        Some(self.ring.as_raw_fd())
+    }
+}
 
 impl Uring {
     /// Sets the ring up; also gives the bell that other threads ring to wake it.
-    pub fn new(config: &Config, arena: &Rc<Arena>) -> io::Result<(Self, Bell)> {
-        let submissions = SUBMISSIONS_MAX.min(config.operations_max.next_power_of_two());
-        let completions = (2 * config.operations_max).next_power_of_two();
-        let ring: IoUring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(completions.max(2 * submissions))
-            .dontfork()
-            .build(submissions)?;
-        ring.submitter().register_iowq_max_workers(&mut [config.io_workers_max; 2])?;
-        if !config.io_worker_cores.is_empty() {
-            let set = system::processor_set(&config.io_worker_cores);
-            ring.submitter().register_iowq_aff(&set)?;
-        }
-        let bell = Arc::new(system::event_descriptor()?);
-        let theirs = Arc::clone(&bell);
-        let ring_bell = move || system::ring_bell(&theirs);
+    pub fn new(config: &Config, arena: &Rc<Arena>) -> io::Result<(Self, Arc<dyn Bell>)> {
+        let ring = setup::ring(config)?;
+        let event = system::event_descriptor()?;
+        let ring_again = system::duplicate(ring.as_raw_fd())?;
+        let bell = Arc::new(RingBell { event, ring: ring_again });
+        let theirs: Arc<dyn Bell> = bell.clone();
         let mut driver = Self {
-            arena: register(&ring, arena),
+            arena: setup::register(&ring, arena),
+            truncates: setup::can_truncate(&ring),
             ring: ManuallyDrop::new(ring),
             entries: ManuallyDrop::new(Vec::new()),
             spare: Vec::new(),
             ended: Vec::new(),
-            helpers: Helpers::start(Arc::new(ring_bell.clone()))?,
+            helpers: Helpers::start(Arc::clone(&theirs))?,
             bell,
             bell_word: ManuallyDrop::new(Box::new(0)),
             bell_armed: false,
+            messages: Vec::new(),
+            messages_free: Vec::new(),
+            messages_work: true,
             _memory: ManuallyDrop::new(Rc::clone(arena)),
             in_flight: 0,
             random: seed(),
             counters: Counters::default(),
         };
         driver.arm_bell();
-        Ok((driver, Box::new(ring_bell)))
+        Ok((driver, theirs))
     }
 
     fn arm_bell(&mut self) {
         let word = ptr_of(&mut self.bell_word);
-        let entry = opcode::Read::new(Fd(self.bell.as_raw_fd()), word, 8).build().user_data(BELL);
+        let entry =
+            opcode::Read::new(Fd(self.bell.event.as_raw_fd()), word, 8).build().user_data(BELL);
         self.bell_armed = true;
         self.push(&entry);
     }
@@ -160,14 +181,24 @@ impl Uring {
         }
     }
 
-    /// Moves completions out of the ring.
-    fn collect(&mut self, done: &mut Vec<(Token, Done)>) {
+    /// Moves completions out of the ring. True if someone rang.
+    fn collect(&mut self, done: &mut Vec<(Token, Done)>) -> bool {
         let mut rearm = false;
+        let mut rung = false;
+        let mut failed = Vec::new();
         // SAFETY: `&mut self`: no other completion queue of this ring exists.
         for completion in unsafe { self.ring.completion_shared() } {
             match completion.user_data() {
                 BELL => rearm = true,
+                WAKE => rung = true,
                 IGNORED => {}
+                word if (word >> 32) as u32 == MESSAGE_SLOT => {
+                    let bell = self.messages[word as u32 as usize].take();
+                    self.messages_free.push(word as u32);
+                    if completion.result() < 0 {
+                        failed.extend(bell.map(|bell| (bell, -completion.result())));
+                    }
+                }
                 word => {
                     let token = Token { slot: (word >> 32) as u32, generation: word as u32 };
                     let slot = &mut self.entries[token.slot as usize];
@@ -184,6 +215,10 @@ impl Uring {
             self.bell_armed = false;
             self.arm_bell();
         }
+        for (bell, error) in failed {
+            bell.ring();
+            self.messages_work &= !matches!(error, libc::EINVAL | libc::EOPNOTSUPP);
+        }
         for (token, answer) in self.helpers.collect() {
             self.in_flight -= 1;
             let (result, reply) = match answer {
@@ -193,6 +228,7 @@ impl Uring {
             done.push((token, Done { result, reply, op: None }));
         }
         done.append(&mut self.ended);
+        rearm || rung
     }
 }
 
@@ -202,6 +238,14 @@ impl Driver for Uring {
             self.in_flight += 1;
             self.counters.helped += 1;
             self.helpers.send(token, request);
+            return;
+        }
+        if let Op::Truncate { file, len } = &op
+            && !self.truncates
+        {
+            // Rare, and short enough to do here.
+            let result = system::truncate(file.number(), *len).map(|()| 0);
+            self.ended.push((token, Done { result, reply: None, op: Some(op) }));
             return;
         }
         let mut entry = self.spare.pop().unwrap_or_else(|| Box::new(Entry::empty()));
@@ -228,8 +272,8 @@ impl Driver for Uring {
     }
 
     fn cancel(&mut self, token: Token) {
-        let entry = opcode::AsyncCancel::new(word(token)).build().user_data(IGNORED);
-        self.push(&entry);
+        let entry = opcode::AsyncCancel::new(word(token)).build();
+        self.push(&entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(IGNORED));
     }
 
     fn listen(&mut self, address: &Address) -> io::Result<(RawFd, Address)> {
@@ -238,22 +282,26 @@ impl Driver for Uring {
 
     fn close(&mut self, descriptor: RawFd) {
         // Through the ring, so that a slow close does not hold the thread.
-        let entry = opcode::Close::new(Fd(descriptor)).build().user_data(IGNORED);
-        self.push(&entry);
+        let entry = opcode::Close::new(Fd(descriptor)).build();
+        self.push(&entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(IGNORED));
     }
 
     fn shutdown(&mut self, descriptor: RawFd) {
-        let entry = opcode::Shutdown::new(Fd(descriptor), libc::SHUT_RDWR).build();
-        self.push(&entry.user_data(IGNORED));
+        // Not through the ring: there a worker would do it later, perhaps after the descriptor was
+        // closed and its number used again. The call itself never blocks.
+        system::shutdown(descriptor);
     }
 
     fn turn(&mut self, wait: Wait, done: &mut Vec<(Token, Done)>) -> io::Result<()> {
-        self.collect(done);
-        let queued = !self.ring.submission().is_empty();
-        let wait = if done.is_empty() { wait } else { Wait::No };
+        let rung = self.collect(done);
+        let wait = if done.is_empty() && !rung { wait } else { Wait::No };
         match wait {
             Wait::No => {
-                if queued || self.ring.submission().taskrun() {
+                let submissions = self.ring.submission();
+                let queued = !submissions.is_empty();
+                let waiting = submissions.taskrun() || submissions.cq_overflow();
+                drop(submissions);
+                if queued || waiting {
                     self.enter(0, None)?;
                 }
             }
@@ -297,17 +345,41 @@ impl Driver for Uring {
     fn counters(&self) -> Counters {
         self.counters
     }
+
+    fn wake(&mut self, bell: &Arc<dyn Bell>) {
+        let Some(ring) = bell.ring_descriptor().filter(|_| self.messages_work) else {
+            return bell.ring();
+        };
+        let index = self.messages_free.pop().unwrap_or_else(|| {
+            self.messages.push(None);
+            (self.messages.len() - 1) as u32
+        });
+        self.messages[index as usize] = Some(Arc::clone(bell));
+        let entry = opcode::MsgRingData::new(Fd(ring), 0, WAKE, None).build();
+        let data = u64::from(MESSAGE_SLOT) << 32 | u64::from(index);
+        self.push(&entry.user_data(data));
+        self.counters.messages += 1;
+    }
+
+    fn is_registered(&self) -> bool {
+        self.arena.registered
+    }
 }
 
 impl Drop for Uring {
     fn drop(&mut self) {
+        // Closes and cancellations still in the queue; and who was to be woken is, in any case.
+        let _ = self.enter(0, None);
+        for bell in self.messages.iter().flatten() {
+            bell.ring();
+        }
         if self.in_flight > self.helpers.waiting() {
             // The kernel may still write into our memory: entries, arena and ring stay for ever.
             return;
         }
         if self.bell_armed {
             // Complete the bell's read, so that its word can be freed.
-            system::ring_bell(&self.bell);
+            self.bell.ring();
             while self.bell_armed {
                 if self.enter(1, None).is_err() {
                     return;
@@ -364,8 +436,7 @@ impl Entry {
                         None => opcode::Write::new(fd, pointer, len).offset(*at).build(),
                     }
                 } else {
-                    self.vectors
-                        .extend(from.iter().map(|s| vector(s.pointer().cast_mut(), s.len())));
+                    self.vectors.extend(from.iter().take(VECTORS_MAX).map(slice_vector));
                     let count = length(self.vectors.len());
                     opcode::Writev::new(fd, self.vectors.as_ptr(), count).offset(*at).build()
                 }
@@ -405,7 +476,7 @@ impl Entry {
                 }
             }
             Op::Send { socket, from } => {
-                self.vectors.extend(from.iter().map(|s| vector(s.pointer().cast_mut(), s.len())));
+                self.vectors.extend(from.iter().take(VECTORS_MAX).map(slice_vector));
                 let message = message(&mut self.message, &mut self.vectors);
                 opcode::SendMsg::new(Fd(socket.number()), message)
                     .flags(libc::MSG_NOSIGNAL.cast_unsigned())
@@ -417,22 +488,12 @@ impl Entry {
 }
 
 impl Registered {
+    /// The registered buffer that holds an address. A lease lies wholly in one: its chunk is
+    /// aligned to its own size, which is at most that of a buffer.
     fn index(&self, address: usize) -> Option<u16> {
         let inside = self.registered && (self.base..self.base + self.len).contains(&address);
         inside.then(|| ((address - self.base) / REGISTERED_RANGE) as u16)
     }
-}
-
-/// Registers the arena in a few large ranges; without permission to lock memory, not at all.
-fn register(ring: &IoUring, arena: &Arena) -> Registered {
-    let (base, len) = arena.range();
-    let ranges: Vec<libc::iovec> = (0..len)
-        .step_by(REGISTERED_RANGE)
-        .map(|at| vector(base.wrapping_add(at), REGISTERED_RANGE.min(len - at)))
-        .collect();
-    // SAFETY: the ranges are mapped memory that outlives the ring: the driver keeps the arena.
-    let registered = unsafe { ring.submitter().register_buffers(&ranges) }.is_ok();
-    Registered { base: base.addr(), len, registered }
 }
 
 /// What a completion means for its operation.
@@ -461,6 +522,10 @@ fn ptr_of(word: &mut u64) -> *mut u8 {
 
 fn vector(pointer: *mut u8, len: usize) -> libc::iovec {
     libc::iovec { iov_base: pointer.cast(), iov_len: len }
+}
+
+fn slice_vector(slice: &Slice) -> libc::iovec {
+    vector(slice.pointer().cast_mut(), slice.len())
 }
 
 fn message(

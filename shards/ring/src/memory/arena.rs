@@ -178,7 +178,8 @@ impl Arena {
     pub(super) fn retain(&self, chunk: u32) {
         let handles = &self.chunks[chunk as usize].handles;
         assert!(handles.get() > 0, "a handle of a free chunk");
-        handles.set(handles.get() + 1);
+        // Forgotten clones could wrap the count and free a chunk that is still in use.
+        handles.set(handles.get().checked_add(1).expect("fewer than 2^32 handles of a chunk"));
     }
 
     pub(super) fn release(&self, chunk: u32) {

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use super::ExecutorId;
 use super::world::{OpKey, SharedWorld};
-use crate::driver::{Address, Counters, Driver, Wait};
+use crate::driver::{Address, Bell, Counters, Driver, Wait};
 use crate::op::{Done, Op, Token};
 use crate::time::Instant;
 
@@ -92,6 +92,10 @@ impl Driver for SimDriver {
         self.world.borrow().in_flight(self.executor)
     }
 
+    fn is_simulated(&self) -> bool {
+        true
+    }
+
     fn counters(&self) -> Counters {
         let world = self.world.borrow();
         let process = &world.executors[self.executor.0];
@@ -102,4 +106,11 @@ impl Driver for SimDriver {
             ..Counters::default()
         }
     }
+}
+
+/// The simulation looks into every inbox by itself.
+pub struct SilentBell;
+
+impl Bell for SilentBell {
+    fn ring(&self) {}
 }

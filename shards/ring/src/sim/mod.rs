@@ -48,6 +48,7 @@
 
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::driver::Wait;
@@ -62,7 +63,7 @@ mod network;
 mod world;
 
 pub use disk::Disk;
-use driver::SimDriver;
+use driver::{SilentBell, SimDriver};
 pub use faults::{ClockFaults, DiskFaults, Faults, NetworkFaults, Random};
 use world::{SharedWorld, World};
 
@@ -130,7 +131,8 @@ impl Simulation {
         let arena = Arena::new(config.arena_bytes, config.lease_bytes_max, false);
         let driver = Box::new(SimDriver::new(Rc::clone(&self.world), id));
         let arena = arena.expect("memory for an arena");
-        let executor = Executor::new(driver, arena, config.operations_max, Box::new(|| {}));
+        let bell = Arc::new(SilentBell);
+        let executor = Executor::new(driver, arena, config.operations_max, bell);
         let paused_until = Instant::default();
         self.executors.push(Seat { executor: Some(executor), paused_until });
         id

@@ -31,6 +31,33 @@ pub fn ring_bell(bell: &OwnedFd) {
     unsafe { libc::write(bell.as_raw_fd(), (&raw const one).cast(), 8) };
 }
 
+/// Another descriptor of the same open file.
+pub fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers; the descriptor it returns is ours alone.
+    unsafe {
+        let number = check(libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 0))?;
+        Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
+/// Closes a descriptor that belongs to nobody any more.
+pub fn close_descriptor(descriptor: RawFd) {
+    // SAFETY: takes no pointers; its last handle is being dropped.
+    unsafe { libc::close(descriptor) };
+}
+
+/// Ends both directions of a stream; one that is not connected any more is left as it is.
+pub fn shutdown(descriptor: RawFd) {
+    // SAFETY: takes no pointers; the caller's handle keeps the descriptor open.
+    unsafe { libc::shutdown(descriptor, libc::SHUT_RDWR) };
+}
+
+pub fn truncate(descriptor: RawFd, len: u64) -> io::Result<()> {
+    let len = libc::off_t::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: takes no pointers; the operation holds the file open.
+    check(unsafe { libc::ftruncate(descriptor, len) }).map(drop)
+}
+
 pub fn monotonic_nanos() -> u64 {
     clock_nanos(libc::CLOCK_MONOTONIC)
 }

@@ -1,0 +1,337 @@
+//! One connection to one broker and the partitions it serves: the replicate loop.
+//!
+//! A fetcher holds no connection while it has no partitions. With partitions it connects, finds
+//! out where new ones begin, compares the others with the source ([`crate::check`]), and then
+//! fetches: ask, receive into the logs, settle what the answer said, ask again.
+//!
+//! A partition belongs to one fetcher at a time, by *term*. Whoever takes it away raises the term:
+//! from then on this fetcher skips its records, whatever is still in flight.
+
+mod checking;
+mod settling;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use net::backoff::Backoff;
+use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
+use net::{ConnectOptions, Connection, NetError};
+use ring::ClosingSocket;
+use storage::log::LogState;
+use uuid::Uuid;
+
+use crate::limits::{
+    CONNECT_LIMIT, FETCH_BYTES_MAX, FETCH_WAIT_MS, IDLE_PAUSE, PARTITION_BYTES_MAX, REQUEST_LIMIT,
+};
+use crate::link::Link;
+use crate::partition::Partition;
+use crate::sink::{Member, Outcome, Sink, Stage};
+
+/// What kind of traffic a connection carries. Partitions at their end never wait behind those
+/// that are far behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Partitions at or near the source's end.
+    Tail,
+    /// Partitions far behind; one of several connections.
+    Backfill(usize),
+}
+
+/// What the link and the fetcher's task share.
+pub struct FetcherShared {
+    pub broker: i32,
+    pub kind: Kind,
+    changes: RefCell<Vec<Change>>,
+    waker: Cell<Option<Waker>>,
+    /// When the last answer came, in wall milliseconds.
+    pub heard_ms: Cell<i64>,
+    pub connected: Cell<bool>,
+    /// The open socket, to see it closed.
+    pub socket: Cell<Option<ClosingSocket>>,
+    /// Since the last look: time waiting for answers, time receiving them.
+    pub waiting: Cell<Duration>,
+    pub receiving: Cell<Duration>,
+}
+
+enum Change {
+    Add(Rc<Partition>, u64),
+    Remove(u64),
+}
+
+impl FetcherShared {
+    pub fn new(broker: i32, kind: Kind) -> Rc<Self> {
+        Rc::new(Self {
+            broker,
+            kind,
+            changes: RefCell::default(),
+            waker: Cell::default(),
+            heard_ms: Cell::new(0),
+            connected: Cell::new(false),
+            socket: Cell::new(None),
+            waiting: Cell::default(),
+            receiving: Cell::default(),
+        })
+    }
+
+    /// Gives a partition to this fetcher.
+    pub fn add(self: &Rc<Self>, partition: &Rc<Partition>) {
+        let term = partition.hand_to(Some(Rc::clone(self)));
+        self.push(Change::Add(Rc::clone(partition), term));
+    }
+
+    /// Takes a partition away; nothing more is appended to it from here on.
+    pub fn remove(&self, partition: &Partition) {
+        partition.hand_to(None);
+        self.push(Change::Remove(partition.uid));
+    }
+
+    fn push(&self, change: Change) {
+        self.changes.borrow_mut().push(change);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    async fn changed(&self) {
+        poll_fn(|context| {
+            if !self.changes.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// The task's own state.
+pub struct Fetcher {
+    link: Rc<Link>,
+    shared: Rc<FetcherShared>,
+    /// By the session's keys.
+    members: Vec<Option<Member>>,
+    free_keys: Vec<u32>,
+    by_uid: HashMap<u64, u32>,
+    session: FetchSession,
+    /// Members not yet asked for on this connection.
+    fresh: Vec<u32>,
+    /// Members whose log takes nothing now.
+    blocked: Vec<u32>,
+    /// Members whose offset was out of the source's range.
+    out_of_range: Vec<u32>,
+    outcome: Outcome,
+    backoff: Backoff,
+}
+
+impl Fetcher {
+    pub fn new(link: Rc<Link>, shared: Rc<FetcherShared>) -> Self {
+        Self {
+            link,
+            shared,
+            members: Vec::new(),
+            free_keys: Vec::new(),
+            by_uid: HashMap::new(),
+            session: FetchSession::new(),
+            fresh: Vec::new(),
+            blocked: Vec::new(),
+            out_of_range: Vec::new(),
+            outcome: Outcome::default(),
+            backoff: Backoff::new(),
+        }
+    }
+
+    /// Runs until it is dropped.
+    pub async fn run(mut self) {
+        loop {
+            self.apply_changes();
+            if self.by_uid.is_empty() {
+                self.shared.changed().await;
+                continue;
+            }
+            let served = self.serve_connection().await;
+            self.shared.connected.set(false);
+            self.shared.socket.set(None);
+            if let Err(error) = served {
+                self.connection_failed(&error).await;
+            }
+        }
+    }
+
+    /// Connects and serves until there is nothing left to fetch (`Ok`) or the connection fails.
+    async fn serve_connection(&mut self) -> Result<(), NetError> {
+        let mut connection = self.connect().await?;
+        self.shared.connected.set(true);
+        self.shared.socket.set(Some(connection.watch_close()));
+        self.session.moved();
+        self.start_over();
+        loop {
+            self.apply_changes();
+            if self.by_uid.is_empty() {
+                return Ok(());
+            }
+            self.check_fresh(&mut connection).await?;
+            self.classify_out_of_range(&mut connection).await?;
+            self.unblock();
+            if self.session.wanted_count() == 0 {
+                let _ = ring::timeout(IDLE_PAUSE, self.shared.changed()).await;
+                continue;
+            }
+            self.link.wait_for_rate(self.shared.kind).await;
+            self.fetch(&mut connection).await?;
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, NetError> {
+        let (peer, addresses) = self.link.addresses(self.shared.broker);
+        let mut last = NetError::Connect {
+            peer,
+            source: std::io::Error::new(
+                std::io::ErrorKind::AddrNotAvailable,
+                "its address is not known",
+            ),
+        };
+        for address in addresses {
+            let options = ConnectOptions {
+                client_id: self.link.client_id().to_owned(),
+                connect_limit: CONNECT_LIMIT,
+                idle_limit: REQUEST_LIMIT,
+                ..ConnectOptions::default()
+            };
+            match Connection::connect(address, options).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// One request and its answer.
+    async fn fetch(&mut self, connection: &mut Connection) -> Result<(), NetError> {
+        let reserved = self.link.reserve(FETCH_BYTES_MAX).await;
+        let limits = FetchLimits {
+            max_wait_ms: FETCH_WAIT_MS,
+            min_bytes: 1,
+            max_bytes: i32::try_from(reserved.bytes()).unwrap_or(i32::MAX),
+        };
+        let waited_before = connection.counters().waiting;
+        let begun = ring::now();
+        self.outcome.clear();
+        let answer = {
+            let mut sink = Sink::new(&mut self.members, &mut self.outcome);
+            connection.fetch(&mut self.session, &limits, &mut sink).await
+        };
+        drop(reserved);
+        let waited = connection.counters().waiting.saturating_sub(waited_before);
+        self.shared.waiting.set(self.shared.waiting.get() + waited);
+        let spent = (ring::now() - begun).saturating_sub(waited);
+        self.shared.receiving.set(self.shared.receiving.get() + spent);
+        self.settle(answer.as_ref().ok());
+        let answer = answer?;
+        if !answer.throttle.is_zero() {
+            ring::sleep(answer.throttle.min(REQUEST_LIMIT)).await;
+        }
+        Ok(())
+    }
+
+    /// On a fresh connection every member is asked for anew.
+    fn start_over(&mut self) {
+        self.fresh.clear();
+        self.blocked.clear();
+        self.out_of_range.clear();
+        for key in self.by_uid.values() {
+            self.session.unwant(*key);
+            self.fresh.push(*key);
+        }
+        self.fresh.sort_unstable();
+    }
+
+    fn apply_changes(&mut self) {
+        let changes = std::mem::take(&mut *self.shared.changes.borrow_mut());
+        for change in changes {
+            match change {
+                Change::Add(partition, term) if partition.term() == term => {
+                    self.add_member(partition, term);
+                }
+                Change::Add(..) => {} // it has gone elsewhere meanwhile
+                Change::Remove(uid) => self.remove_member(uid),
+            }
+        }
+    }
+
+    fn add_member(&mut self, partition: Rc<Partition>, term: u64) {
+        self.remove_member(partition.uid);
+        let key = self.free_keys.pop().unwrap_or_else(|| {
+            self.members.push(None);
+            u32::try_from(self.members.len() - 1).expect("fewer than 2^32 partitions")
+        });
+        let id = partition.topic_id.unwrap_or(Uuid::nil());
+        let name = TopicName { name: &partition.key.topic, id };
+        self.session.add(key, name, partition.key.partition);
+        self.by_uid.insert(partition.uid, key);
+        self.members[key as usize] = Some(Member { partition, term, stage: Stage::Appending });
+        self.fresh.push(key);
+    }
+
+    fn remove_member(&mut self, uid: u64) {
+        if let Some(key) = self.by_uid.remove(&uid) {
+            self.session.remove(key);
+            self.members[key as usize] = None;
+            self.free_keys.push(key);
+            for list in [&mut self.fresh, &mut self.blocked, &mut self.out_of_range] {
+                list.retain(|other| *other != key);
+            }
+        }
+    }
+
+    fn member(&self, key: u32) -> Option<&Member> {
+        self.members.get(key as usize)?.as_ref()
+    }
+
+    /// Asks for a member's records from its end on.
+    fn want(&mut self, key: u32) {
+        let Some(member) = self.member(key) else { return };
+        let partition = &member.partition;
+        let Some(log) = partition.log() else { return };
+        let positions = log.positions();
+        let wanted = Wanted {
+            fetch_offset: positions.received.0.offset,
+            last_fetched_epoch: positions.last_epoch.unwrap_or(-1),
+            leader_epoch: partition.leader.get().map_or(-1, |(_, epoch)| epoch),
+            max_bytes: PARTITION_BYTES_MAX,
+        };
+        self.session.want(key, wanted);
+    }
+
+    /// Members whose log takes records again are asked for again.
+    fn unblock(&mut self) {
+        for key in std::mem::take(&mut self.blocked) {
+            let Some(member) = self.member(key) else { continue };
+            match member.partition.log() {
+                Some(log) if log.state() == LogState::Healthy => self.want(key),
+                _ => self.blocked.push(key),
+            }
+        }
+    }
+
+    /// The connection is gone: everything waits, and is told why.
+    async fn connection_failed(&mut self, error: &NetError) {
+        self.link.count_error("connection");
+        self.link.metadata_stale();
+        let pause = self.backoff.failed(ring::random());
+        let now_ms = ring::wall_ms();
+        let retry_at_ms = now_ms + pause.as_millis() as i64;
+        for key in self.by_uid.values() {
+            if let Some(Some(member)) = self.members.get(*key as usize)
+                && member.partition.term() == member.term
+            {
+                member.partition.source_away(error.to_string(), retry_at_ms, now_ms);
+            }
+        }
+        // A change (another leader, another address) cuts the pause short.
+        let _ = ring::timeout(pause, self.shared.changed()).await;
+    }
+}

@@ -1,0 +1,187 @@
+//! After an answer: what each partition's part of it means.
+
+use net::connection::FetchOutcome;
+use net::fetch::{EpochEnd, Verdict};
+use net::{ErrorCode, codes::Meaning};
+use storage::check::AppendError;
+use storage::log::LogState;
+
+use super::{Fetcher, Kind};
+use crate::check::{Compared, compare};
+use crate::control::FaultCode;
+use crate::limits::{BAD_BATCHES_MAX, FULL_ANSWERS_BACKFILL, PARTITION_BYTES_MAX};
+use crate::sink::{Stage, Trouble};
+
+impl Fetcher {
+    /// Settles an answer, complete or (`None`) cut short.
+    pub(super) fn settle(&mut self, answer: Option<&FetchOutcome>) {
+        let now_ms = ring::wall_ms();
+        if let Some(answer) = answer {
+            self.shared.heard_ms.set(now_ms);
+            self.backoff.succeeded();
+            self.link.count_fetch(answer.records_bytes, self.shared.kind);
+            match answer.verdict {
+                Verdict::Good | Verdict::Restarted => {}
+                Verdict::RefreshMetadata => self.link.metadata_stale(),
+                Verdict::Refused(code) => self.refused(code),
+            }
+        }
+        for key in std::mem::take(&mut self.outcome.compared) {
+            self.settle_comparison(key);
+        }
+        for (key, bytes) in std::mem::take(&mut self.outcome.moved) {
+            self.settle_progress(key, bytes, now_ms);
+        }
+        for (key, trouble) in std::mem::take(&mut self.outcome.troubles) {
+            self.settle_trouble(key, trouble);
+        }
+    }
+
+    fn settle_progress(&mut self, key: u32, bytes: usize, now_ms: i64) {
+        let Some(member) = self.member(key) else { return };
+        let partition = std::rc::Rc::clone(&member.partition);
+        partition.succeeded(now_ms);
+        self.want(key);
+        let full = bytes * 8 >= PARTITION_BYTES_MAX as usize * 7;
+        let full_answers = if full { partition.full_answers.get() + 1 } else { 0 };
+        partition.full_answers.set(full_answers);
+        let moves = match self.shared.kind {
+            Kind::Tail => full_answers >= FULL_ANSWERS_BACKFILL,
+            Kind::Backfill(_) => partition.is_caught_up(),
+        };
+        if moves {
+            partition.backfill.set(self.shared.kind == Kind::Tail);
+            self.link.place(&partition);
+        }
+    }
+
+    fn settle_comparison(&mut self, key: u32) {
+        let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
+        let Stage::Comparing { ours, theirs } = &member.stage else { return };
+        let compared = compare(ours, theirs);
+        member.stage = Stage::Appending;
+        let partition = std::rc::Rc::clone(&member.partition);
+        match compared {
+            Compared::Same | Compared::Cleaned | Compared::Gone => {
+                partition.set_unchecked(false);
+                partition.succeeded(ring::wall_ms());
+                self.want(key);
+            }
+            Compared::Different => {
+                let end = partition.log().map_or(0, |log| log.positions().received.0.offset);
+                let reason = format!(
+                    "the source holds other records than the copy before offset {end}: the topic \
+                     was recreated, or its log was replaced"
+                );
+                self.fault(key, FaultCode::Diverged, reason);
+            }
+        }
+    }
+
+    fn settle_trouble(&mut self, key: u32, trouble: Trouble) {
+        match trouble {
+            Trouble::Code(code) => self.settle_code(key, code),
+            Trouble::Diverging(end) => self.settle_diverging(key, end),
+            Trouble::Append(error) => self.settle_append_error(key, error),
+        }
+    }
+
+    /// The source refuses one partition.
+    pub(super) fn settle_code(&mut self, key: u32, code: ErrorCode) {
+        self.link.count_error("source");
+        match code.meaning() {
+            Meaning::OffsetOutOfRange => {
+                self.session.unwant(key);
+                self.out_of_range.push(key);
+            }
+            Meaning::RefreshMetadata | Meaning::EpochFenced => {
+                self.link.metadata_stale();
+                let Some(member) = self.member(key) else { return };
+                let partition = std::rc::Rc::clone(&member.partition);
+                let broker = self.shared.broker;
+                partition.no_leader(
+                    format!("broker {broker} answered {code}; asking who leads it now"),
+                    ring::wall_ms(),
+                );
+                self.let_go(key);
+            }
+            _ => self.wait_and_retry(key, format!("the source answered {code}")),
+        }
+    }
+
+    /// The source's log parts from ours (KIP-595's diverging epoch): ask exactly where.
+    fn settle_diverging(&mut self, key: u32, _end: EpochEnd) {
+        let Some(member) = self.member(key) else { return };
+        member.partition.set_unchecked(true);
+        self.session.unwant(key);
+        self.fresh.push(key);
+    }
+
+    fn settle_append_error(&mut self, key: u32, error: AppendError) {
+        let Some(member) = self.member(key) else { return };
+        let partition = std::rc::Rc::clone(&member.partition);
+        let Some(log) = partition.log() else { return };
+        match error {
+            AppendError::NoMemory => self.want(key),
+            AppendError::NotHealthy if log.state() == LogState::DiskFull => {
+                self.session.unwant(key);
+                self.blocked.push(key);
+            }
+            AppendError::NotHealthy => self.let_go(key),
+            AppendError::BatchTooLarge { .. } => {
+                let advice = "raise batch_bytes_max of the link, then resume";
+                self.fault(key, FaultCode::BatchTooLarge, format!("{error}; {advice}"));
+            }
+            _ => {
+                self.link.count_error("bad batch");
+                if matches!(error, AppendError::EpochBeyondLeader { .. }) {
+                    self.link.metadata_stale();
+                }
+                if partition.count_repeated() < BAD_BATCHES_MAX {
+                    self.wait_and_retry(key, error.to_string());
+                } else {
+                    let code = match error {
+                        AppendError::CrcMismatch { .. } => FaultCode::CorruptBatch,
+                        _ => FaultCode::BadBatch,
+                    };
+                    let reason = format!("{error}, {BAD_BATCHES_MAX} times in a row");
+                    self.fault(key, code, reason);
+                }
+            }
+        }
+    }
+
+    /// The source refuses the whole request: every partition of it waits.
+    fn refused(&mut self, code: ErrorCode) {
+        let keys: Vec<u32> = self.by_uid.values().copied().collect();
+        for key in keys {
+            self.settle_code(key, code);
+        }
+    }
+
+    pub(super) fn wait_and_retry(&mut self, key: u32, reason: String) {
+        let Some(member) = self.member(key) else { return };
+        let partition = std::rc::Rc::clone(&member.partition);
+        partition.failed(reason, ring::random(), ring::wall_ms());
+        self.let_go(key);
+        self.link.retry_later(&partition);
+    }
+
+    pub(super) fn fault(&mut self, key: u32, code: FaultCode, reason: String) {
+        let Some(member) = self.member(key) else { return };
+        let partition = std::rc::Rc::clone(&member.partition);
+        partition.fault(code, reason.clone(), ring::wall_ms());
+        self.link.faulted(&partition, code, reason);
+        self.let_go(key);
+    }
+
+    /// The partition is nobody's until the link places it again.
+    pub(super) fn let_go(&mut self, key: u32) {
+        let Some(member) = self.member(key) else { return };
+        let (partition, term) = (std::rc::Rc::clone(&member.partition), member.term);
+        if partition.term() == term {
+            partition.hand_to(None);
+        }
+        self.remove_member(partition.uid);
+    }
+}

@@ -1,0 +1,36 @@
+//! Every bound of this crate, in one place.
+
+use std::time::Duration;
+
+/// Logs opened at once, when many are assigned.
+pub const OPENS_AT_ONCE: usize = 32;
+/// Partitions compared with the source by one request.
+pub const CHECKS_PER_REQUEST: usize = 512;
+/// How long a source may hold a fetch that finds nothing new, in milliseconds.
+pub const FETCH_WAIT_MS: i32 = 500;
+/// How much one fetch may bring, in bytes: bounds what a connection holds in memory.
+pub const FETCH_BYTES_MAX: usize = 16 << 20;
+/// How much one fetch brings at least, when memory is short.
+pub const FETCH_BYTES_MIN: usize = 256 << 10;
+/// How much one fetch may bring of one partition, in bytes.
+pub const PARTITION_BYTES_MAX: i32 = 1 << 20;
+/// How long a connection attempt may take.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a request may take beyond the time it asked the source to wait.
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// How long a pause is when no partition of a connection can be asked for now.
+pub const IDLE_PAUSE: Duration = Duration::from_millis(20);
+/// Same-kind failures of one partition in a row before a person is asked.
+pub const BAD_BATCHES_MAX: u32 = 5;
+/// How often the pool of connections is reconsidered.
+pub const POOL_INTERVAL: Duration = Duration::from_millis(500);
+/// A partition this many full answers behind is backfill.
+pub const FULL_ANSWERS_BACKFILL: u32 = 4;
+/// Commands waiting for a shard.
+pub const COMMANDS_WAITING_MAX: usize = 256;
+/// Memory lent for records that are only compared, in bytes.
+pub const COMPARE_LEASE_BYTES: usize = 64 << 10;
+/// The part of the arena that fetches may reserve; the rest holds idle tails and bounce blocks.
+pub const RESERVABLE_PERCENT: usize = 75;
+/// How often waiting partitions are looked at.
+pub const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);

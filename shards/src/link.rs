@@ -1,0 +1,347 @@
+//! One link as one shard sees it: its settings, the cluster's picture, and which fetcher serves
+//! which partition.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use net::rate_limit::RateLimit;
+use ring::{Share, Task};
+use tokio::sync::mpsc;
+
+use crate::budget::{Budget, Reserved};
+use crate::control::{ClusterView, Event, FaultCode, LinkSettings};
+use crate::fetcher::{Fetcher, FetcherShared, Kind};
+use crate::limits::POOL_INTERVAL;
+use crate::partition::{Condition, Partition};
+use crate::pool::{Interval, connections_wanted};
+use crate::shard::Shard;
+
+/// One link's part of a shard.
+pub struct Link {
+    pub name: Arc<str>,
+    shard: Rc<Shard>,
+    settings: RefCell<LinkSettings>,
+    paused: Cell<bool>,
+    view: RefCell<Arc<ClusterView>>,
+    /// Who leads what, by topic and partition: broker and epoch.
+    leaders: RefCell<HashMap<(Arc<str>, i32), (i32, i32)>>,
+    partitions: RefCell<HashMap<u64, Rc<Partition>>>,
+    brokers: RefCell<HashMap<i32, BrokerPool>>,
+    retries: RefCell<Vec<Rc<Partition>>>,
+    rate: RefCell<Option<RateLimit>>,
+    backfill_rate: RefCell<Option<RateLimit>>,
+    stale_told: Cell<Option<ring::Instant>>,
+}
+
+/// The connections to one broker.
+#[derive(Default)]
+struct BrokerPool {
+    fetchers: HashMap<Kind, (Rc<FetcherShared>, Task<()>)>,
+    backfill_connections: usize,
+}
+
+/// Metadata is not asked for again sooner than this.
+const STALE_INTERVAL: Duration = Duration::from_millis(100);
+
+impl Link {
+    pub fn new(name: Arc<str>, shard: Rc<Shard>, settings: LinkSettings) -> Rc<Self> {
+        let link = Rc::new(Self {
+            name,
+            shard,
+            settings: RefCell::new(settings.clone()),
+            paused: Cell::new(false),
+            view: RefCell::default(),
+            leaders: RefCell::default(),
+            partitions: RefCell::default(),
+            brokers: RefCell::default(),
+            retries: RefCell::default(),
+            rate: RefCell::default(),
+            backfill_rate: RefCell::default(),
+            stale_told: Cell::default(),
+        });
+        link.set_settings(settings);
+        link
+    }
+
+    pub fn set_settings(&self, settings: LinkSettings) {
+        let now_ns = ring::now().as_nanos();
+        // A burst of one second: fetches come in pieces of megabytes.
+        let limit = |rate: Option<u64>| rate.map(|rate| RateLimit::new(rate, rate, now_ns));
+        *self.rate.borrow_mut() = limit(settings.rate_limit);
+        *self.backfill_rate.borrow_mut() = limit(settings.backfill_rate_limit);
+        *self.settings.borrow_mut() = settings;
+    }
+
+    pub fn settings(&self) -> LinkSettings {
+        self.settings.borrow().clone()
+    }
+
+    pub fn client_id(&self) -> &str {
+        &self.shard.config.client_id
+    }
+
+    /// Takes a partition in and lets it be fetched, if its mode says so.
+    pub fn add(self: &Rc<Self>, partition: &Rc<Partition>) {
+        self.partitions.borrow_mut().insert(partition.uid, Rc::clone(partition));
+        self.place(partition);
+    }
+
+    /// Takes a partition out; nothing more is appended to it.
+    pub fn remove(&self, partition: &Partition) {
+        self.detach(partition);
+        self.partitions.borrow_mut().remove(&partition.uid);
+        self.retries.borrow_mut().retain(|other| other.uid != partition.uid);
+    }
+
+    pub fn partitions(&self) -> Vec<Rc<Partition>> {
+        self.partitions.borrow().values().cloned().collect()
+    }
+
+    /// Takes in who leads what, and moves partitions to their new leaders.
+    pub fn set_view(self: &Rc<Self>, view: Arc<ClusterView>) {
+        let mut leaders = self.leaders.borrow_mut();
+        leaders.clear();
+        for topic in &view.topics {
+            for partition in &topic.partitions {
+                if let Some(leader) = partition.leader {
+                    let key = (Arc::clone(&topic.topic), partition.partition);
+                    leaders.insert(key, (leader, partition.leader_epoch));
+                }
+            }
+        }
+        drop(leaders);
+        *self.view.borrow_mut() = view;
+        let now_ms = ring::wall_ms();
+        for partition in self.partitions() {
+            partition.leader_known(now_ms);
+            self.place(&partition);
+        }
+    }
+
+    /// Where a broker is: its name for messages, and its addresses.
+    pub fn addresses(&self, broker: i32) -> (String, Vec<SocketAddr>) {
+        let view = self.view.borrow();
+        match view.brokers.iter().find(|b| b.id == broker) {
+            Some(b) => (format!("{}:{}", b.host, b.port), b.addresses.clone()),
+            None => (format!("broker {broker}"), Vec::new()),
+        }
+    }
+
+    /// Gives a partition to the fetcher that should have it, if any should.
+    pub fn place(self: &Rc<Self>, partition: &Rc<Partition>) {
+        if self.paused.get() || !partition.wants_fetching() {
+            self.detach(partition);
+            return;
+        }
+        let key = (Arc::clone(&partition.key.topic), partition.key.partition);
+        let leader = self.leaders.borrow().get(&key).copied();
+        let before = partition.leader.replace(leader);
+        let Some((broker, _)) = leader else {
+            self.detach(partition);
+            let reason = "the source names no leader for it".to_owned();
+            partition.no_leader(reason, ring::wall_ms());
+            return;
+        };
+        let kind = self.kind(broker, partition);
+        if let Some(fetcher) = partition.fetcher()
+            && fetcher.broker == broker
+            && fetcher.kind == kind
+            && before == leader
+        {
+            return;
+        }
+        self.detach(partition);
+        // Without ids, only its records tell a recreated topic from the one we know.
+        if before.is_some() && before != leader && partition.topic_id.is_none() {
+            partition.set_unchecked(true);
+        }
+        self.fetcher(broker, kind).add(partition);
+    }
+
+    fn kind(&self, broker: i32, partition: &Partition) -> Kind {
+        if !partition.backfill.get() {
+            return Kind::Tail;
+        }
+        let mut brokers = self.brokers.borrow_mut();
+        let pool = brokers.entry(broker).or_default();
+        pool.backfill_connections = pool.backfill_connections.max(1);
+        Kind::Backfill((partition.uid % pool.backfill_connections as u64) as usize)
+    }
+
+    fn fetcher(self: &Rc<Self>, broker: i32, kind: Kind) -> Rc<FetcherShared> {
+        let mut brokers = self.brokers.borrow_mut();
+        let pool = brokers.entry(broker).or_default();
+        let (shared, _) = pool.fetchers.entry(kind).or_insert_with(|| {
+            let shared = FetcherShared::new(broker, kind);
+            let fetcher = Fetcher::new(Rc::clone(self), Rc::clone(&shared));
+            let task = ring::spawn(Share::Replicate, fetcher.run());
+            (shared, task)
+        });
+        Rc::clone(shared)
+    }
+
+    fn detach(&self, partition: &Partition) {
+        if let Some(fetcher) = partition.fetcher() {
+            fetcher.remove(partition);
+        }
+    }
+
+    /// Stops everything that talks to the source, and returns when its sockets are closed.
+    pub async fn pause(&self) {
+        self.paused.set(true);
+        for partition in self.partitions() {
+            self.detach(&partition);
+        }
+        let pools = std::mem::take(&mut *self.brokers.borrow_mut());
+        let sockets: Vec<_> = pools
+            .values()
+            .flat_map(|pool| pool.fetchers.values())
+            .filter_map(|(shared, _)| shared.socket.take())
+            .collect();
+        drop(pools); // and with them the tasks: each drops its connection
+        for socket in sockets {
+            socket.closed().await;
+        }
+    }
+
+    pub fn resume(self: &Rc<Self>) {
+        self.paused.set(false);
+        for partition in self.partitions() {
+            self.place(&partition);
+        }
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> u32 {
+        let brokers = self.brokers.borrow();
+        let fetchers = brokers.values().flat_map(|pool| pool.fetchers.values());
+        fetchers.filter(|(shared, _)| shared.connected.get()).count() as u32
+    }
+
+    pub fn retry_later(&self, partition: &Rc<Partition>) {
+        self.retries.borrow_mut().push(Rc::clone(partition));
+    }
+
+    /// Partitions whose time has come are tried again.
+    pub fn retry_due(self: &Rc<Self>) {
+        let now_ms = ring::wall_ms();
+        for partition in std::mem::take(&mut *self.retries.borrow_mut()) {
+            partition.retry_due(now_ms);
+            match partition.condition() {
+                Condition::Waiting { .. } => self.retries.borrow_mut().push(partition),
+                _ => self.place(&partition),
+            }
+        }
+    }
+
+    /// Reconsiders how many connections carry backfill.
+    pub fn adjust_pools(self: &Rc<Self>) {
+        let most = self.settings.borrow().connections_max as usize;
+        let mut moving = Vec::new();
+        {
+            let mut brokers = self.brokers.borrow_mut();
+            let mut backfilling: HashMap<i32, Vec<Rc<Partition>>> = HashMap::new();
+            for partition in self.partitions.borrow().values() {
+                if let Some(fetcher) = partition.fetcher()
+                    && partition.backfill.get()
+                {
+                    backfilling.entry(fetcher.broker).or_default().push(Rc::clone(partition));
+                }
+            }
+            for (broker, pool) in brokers.iter_mut() {
+                let partitions = backfilling.remove(broker).unwrap_or_default();
+                let mut seen = Interval {
+                    backfilling: partitions.len(),
+                    connections: pool.backfill_connections,
+                    ..Interval::default()
+                };
+                for (shared, _) in pool.fetchers.values() {
+                    let (waiting, receiving) = (shared.waiting.take(), shared.receiving.take());
+                    if shared.kind != Kind::Tail {
+                        seen.waiting += waiting;
+                        seen.receiving += receiving;
+                    }
+                }
+                let wanted = connections_wanted(&seen, most);
+                if wanted != pool.backfill_connections {
+                    pool.backfill_connections = wanted;
+                    moving.extend(partitions);
+                }
+            }
+        }
+        for partition in moving {
+            self.place(&partition);
+        }
+    }
+
+    /// Memory for one fetch, waiting for it.
+    pub async fn reserve(&self, bytes_max: usize) -> Reserved {
+        Budget::reserve(&self.shard.budget, bytes_max).await
+    }
+
+    /// Waits until the link's rate limit allows another fetch.
+    pub async fn wait_for_rate(&self, kind: Kind) {
+        loop {
+            let now_ns = ring::now().as_nanos();
+            let delay = |rate: &RefCell<Option<RateLimit>>| {
+                rate.borrow().as_ref().map_or(Duration::ZERO, |rate| rate.delay(now_ns))
+            };
+            let mut pause = delay(&self.rate);
+            if kind != Kind::Tail {
+                pause = pause.max(delay(&self.backfill_rate));
+            }
+            if pause.is_zero() {
+                return;
+            }
+            ring::sleep(pause.min(POOL_INTERVAL)).await;
+        }
+    }
+
+    pub fn count_fetch(&self, bytes: u64, kind: Kind) {
+        self.shard.counters.fetches.set(self.shard.counters.fetches.get() + 1);
+        let counted = &self.shard.counters.bytes_received;
+        counted.set(counted.get() + bytes);
+        let now_ns = ring::now().as_nanos();
+        let limits = [Some(&self.rate), (kind != Kind::Tail).then_some(&self.backfill_rate)];
+        for limit in limits.into_iter().flatten() {
+            if let Some(limit) = limit.borrow_mut().as_mut() {
+                limit.spend(now_ns, bytes);
+            }
+        }
+    }
+
+    pub fn count_error(&self, kind: &'static str) {
+        self.shard.counters.error(kind);
+    }
+
+    /// Tells control that the picture of the cluster is old; not all the time.
+    pub fn metadata_stale(&self) {
+        let now = ring::now();
+        if self.stale_told.get().is_some_and(|told| now - told < STALE_INTERVAL) {
+            return;
+        }
+        self.stale_told.set(Some(now));
+        self.tell(Event::MetadataStale { link: Arc::clone(&self.name) });
+    }
+
+    pub fn faulted(&self, partition: &Partition, code: FaultCode, reason: String) {
+        self.count_error("fault");
+        self.tell(Event::Fault { key: partition.key.clone(), code, reason });
+    }
+
+    /// Tells control; when its queue is full, the status still says it.
+    pub fn tell(&self, event: Event) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.shard.events.try_send(event) {
+            self.count_error("event not told");
+        }
+    }
+
+    /// Makes a new partition's log.
+    pub async fn open_log(&self, partition: &Partition, start: i64) -> Result<(), String> {
+        self.shard.open_log(partition, Some(start), &self.settings()).await
+    }
+}

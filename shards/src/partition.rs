@@ -1,0 +1,384 @@
+//! One partition as its shard sees it: what is wanted of it, what it is doing, what its source
+//! said last.
+//!
+//! The state is a small machine without I/O. Two things decide it: the *mode* control set
+//! ([`Mode`]) and the *condition* the partition got itself into. A partition is fetched when its
+//! mode says replicate and its condition allows it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use net::backoff::Backoff;
+use storage::check::AppendError;
+use storage::log::{Log, LogState};
+use uuid::Uuid;
+
+use crate::control::{Assign, FaultCode, Mode, PartitionKey, PartitionState, PartitionStatus};
+use crate::fetcher::FetcherShared;
+
+/// One partition. Shared by the link, the fetcher that serves it and the commands that touch it.
+pub struct Partition {
+    /// Unique in the shard's life.
+    pub uid: u64,
+    pub key: PartitionKey,
+    pub topic_id: Option<Uuid>,
+    pub assign: Assign,
+    /// `None` until the source has said where a new partition begins.
+    log: RefCell<Option<Rc<Log>>>,
+    mode: RefCell<Mode>,
+    condition: RefCell<Condition>,
+    since_ms: Cell<i64>,
+    backoff: RefCell<Backoff>,
+    /// Failures of one kind in a row, for those that become a fault.
+    repeated: Cell<u32>,
+    /// Counts the owners: a fetcher that serves an older term has lost the partition.
+    term: Cell<u64>,
+    fetcher: RefCell<Option<Rc<FetcherShared>>>,
+    /// Records are arriving right now, for the fetcher of this term.
+    appending: Cell<Option<u64>>,
+    /// The last batch has to be compared with the source before records are taken.
+    unchecked: Cell<bool>,
+    /// Answers in a row that were as long as they could be.
+    pub full_answers: Cell<u32>,
+    /// Far behind: it belongs on a backfill connection.
+    pub backfill: Cell<bool>,
+    pub leader: Cell<Option<(i32, i32)>>,
+    source: Cell<Source>,
+    bytes_received: Cell<u64>,
+    records_received: Cell<u64>,
+}
+
+/// What the source said last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Source {
+    start: Option<i64>,
+    end: Option<i64>,
+    caught_up: bool,
+    caught_up_at_ms: Option<i64>,
+}
+
+/// What a partition got itself into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing is wrong; perhaps not compared yet.
+    Fine,
+    /// Waits for control to say who leads it.
+    NoLeader { reason: String },
+    /// Its connection is down and will be tried again.
+    SourceAway { reason: String, retry_at_ms: i64 },
+    /// Waits for its next try.
+    Waiting { reason: String, retry_at_ms: i64 },
+    /// Waits for a person.
+    Faulted { code: FaultCode, reason: String },
+}
+
+impl Partition {
+    pub fn new(uid: u64, assign: Assign, now_ms: i64) -> Rc<Self> {
+        Rc::new(Self {
+            uid,
+            key: assign.key.clone(),
+            topic_id: assign.topic_id,
+            mode: RefCell::new(assign.mode.clone()),
+            assign,
+            log: RefCell::new(None),
+            condition: RefCell::new(Condition::Fine),
+            since_ms: Cell::new(now_ms),
+            backoff: RefCell::default(),
+            repeated: Cell::new(0),
+            term: Cell::new(0),
+            fetcher: RefCell::new(None),
+            appending: Cell::new(None),
+            unchecked: Cell::new(true),
+            full_answers: Cell::new(0),
+            backfill: Cell::new(false),
+            leader: Cell::new(None),
+            source: Cell::default(),
+            bytes_received: Cell::new(0),
+            records_received: Cell::new(0),
+        })
+    }
+
+    pub fn log(&self) -> Option<Rc<Log>> {
+        self.log.borrow().clone()
+    }
+
+    pub fn set_log(&self, log: Option<Rc<Log>>) {
+        *self.log.borrow_mut() = log;
+    }
+
+    /// Whether it is to be fetched now, if somebody leads it.
+    pub fn wants_fetching(&self) -> bool {
+        *self.mode.borrow() == Mode::Replicate
+            && matches!(*self.condition.borrow(), Condition::Fine | Condition::SourceAway { .. })
+            && self
+                .log()
+                .is_none_or(|log| matches!(log.state(), LogState::Healthy | LogState::DiskFull))
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.mode.borrow().clone()
+    }
+
+    /// Changes what is wanted. Sealed stays sealed.
+    pub fn set_mode(&self, mode: Mode, now_ms: i64) {
+        let mut current = self.mode.borrow_mut();
+        if *current != mode && *current != Mode::Sealed {
+            *current = mode;
+            self.since_ms.set(now_ms);
+            self.unchecked.set(true);
+        }
+    }
+
+    pub fn condition(&self) -> Condition {
+        self.condition.borrow().clone()
+    }
+
+    fn set_condition(&self, condition: Condition, now_ms: i64) {
+        let mut current = self.condition.borrow_mut();
+        if std::mem::discriminant(&*current) != std::mem::discriminant(&condition) {
+            self.since_ms.set(now_ms);
+        }
+        *current = condition;
+    }
+
+    /// Something worked: trouble is over.
+    pub fn succeeded(&self, now_ms: i64) {
+        self.backoff.borrow_mut().succeeded();
+        self.repeated.set(0);
+        if !matches!(*self.condition.borrow(), Condition::Fine | Condition::Faulted { .. }) {
+            self.set_condition(Condition::Fine, now_ms);
+        }
+    }
+
+    /// It is tried again after a pause that grows; returns how long that is.
+    pub fn failed(&self, reason: String, random: u64, now_ms: i64) -> Duration {
+        let pause = self.backoff.borrow_mut().failed(random);
+        let retry_at_ms = now_ms + i64::try_from(pause.as_millis()).unwrap_or(i64::MAX / 2);
+        self.set_condition(Condition::Waiting { reason, retry_at_ms }, now_ms);
+        pause
+    }
+
+    /// One more failure of a kind that is tried a few times and then becomes a fault.
+    pub fn count_repeated(&self) -> u32 {
+        self.repeated.set(self.repeated.get() + 1);
+        self.repeated.get()
+    }
+
+    /// Nobody leads it, or not whom we thought.
+    pub fn no_leader(&self, reason: String, now_ms: i64) {
+        self.set_condition(Condition::NoLeader { reason }, now_ms);
+    }
+
+    /// A person has to decide.
+    pub fn fault(&self, code: FaultCode, reason: String, now_ms: i64) {
+        self.set_condition(Condition::Faulted { code, reason }, now_ms);
+    }
+
+    /// Forgets trouble, so that it is tried at once.
+    pub fn clear(&self, now_ms: i64) {
+        self.backoff.borrow_mut().succeeded();
+        self.repeated.set(0);
+        self.unchecked.set(true);
+        self.set_condition(Condition::Fine, now_ms);
+    }
+
+    /// Control has said who leads: a partition that waited for it is fine again.
+    pub fn leader_known(&self, now_ms: i64) {
+        if matches!(*self.condition.borrow(), Condition::NoLeader { .. }) {
+            self.set_condition(Condition::Fine, now_ms);
+        }
+    }
+
+    /// The time of the next try has come.
+    pub fn retry_due(&self, now_ms: i64) {
+        let due = match &*self.condition.borrow() {
+            Condition::Waiting { retry_at_ms, .. } => *retry_at_ms <= now_ms,
+            _ => false,
+        };
+        if due {
+            self.set_condition(Condition::Fine, now_ms);
+        }
+    }
+
+    pub fn unchecked(&self) -> bool {
+        self.unchecked.get()
+    }
+
+    pub fn set_unchecked(&self, unchecked: bool) {
+        self.unchecked.set(unchecked);
+    }
+
+    /// Hands the partition to a fetcher, or to none; the term of the new owner. Records that are
+    /// just arriving for the old owner end here: what is complete of them stays.
+    pub fn hand_to(&self, fetcher: Option<Rc<FetcherShared>>) -> u64 {
+        if self.appending.get().is_some() {
+            let _ = self.end_append();
+        }
+        let mut current = self.fetcher.borrow_mut();
+        if let Some(old) = current.take() {
+            self.freeze_lag(old.heard_ms.get());
+        }
+        *current = fetcher;
+        self.term.set(self.term.get() + 1);
+        self.term.get()
+    }
+
+    pub fn fetcher(&self) -> Option<Rc<FetcherShared>> {
+        self.fetcher.borrow().clone()
+    }
+
+    pub fn term(&self) -> u64 {
+        self.term.get()
+    }
+
+    /// Records begin to arrive for the fetcher of this term. Refused when the partition has another
+    /// owner, or the records of an earlier owner have not ended.
+    pub fn begin_append(&self, term: u64) -> bool {
+        let free = term == self.term.get() && self.appending.get().is_none();
+        if free {
+            self.appending.set(Some(term));
+        }
+        free
+    }
+
+    /// Whether records that arrive for this term are still wanted.
+    pub fn appends_for(&self, term: u64) -> bool {
+        self.appending.get() == Some(term) && self.term.get() == term
+    }
+
+    /// The records of the current owner have ended.
+    ///
+    /// # Errors
+    /// What the log says of their end.
+    pub fn end_append(&self) -> Result<(), AppendError> {
+        self.appending.set(None);
+        self.log().map_or(Ok(()), |log| log.end())
+    }
+
+    /// Counts what was appended: offsets passed and bytes received.
+    pub fn count(&self, records: u64, bytes: u64) {
+        self.records_received.set(self.records_received.get() + records);
+        self.bytes_received.set(self.bytes_received.get() + bytes);
+    }
+
+    /// Offsets passed since start.
+    pub fn records(&self) -> u64 {
+        self.records_received.get()
+    }
+
+    /// Whether we have all the source had when it last answered.
+    pub fn is_caught_up(&self) -> bool {
+        self.source.get().caught_up
+    }
+
+    /// The whole connection is down; shown, but the partition stays with its fetcher, which tries
+    /// again by itself.
+    pub fn source_away(&self, reason: String, retry_at_ms: i64, now_ms: i64) {
+        if matches!(*self.condition.borrow(), Condition::Fine | Condition::SourceAway { .. }) {
+            self.set_condition(Condition::SourceAway { reason, retry_at_ms }, now_ms);
+        }
+    }
+
+    /// Notes what an answer said of the source's log.
+    pub fn heard(&self, start: i64, end: i64) {
+        let mut source = self.source.get();
+        source.start = (start >= 0).then_some(start).or(source.start);
+        source.end = (end >= 0).then_some(end).or(source.end);
+        self.source.set(source);
+    }
+
+    /// Notes whether we have all the source had when an answer was sent.
+    pub fn note_lag(&self, heard_ms: i64) {
+        let mut source = self.source.get();
+        let received = self.log().map(|log| log.positions().received.0.offset);
+        source.caught_up = matches!((received, source.end), (Some(ours), Some(end)) if ours >= end);
+        if source.caught_up {
+            source.caught_up_at_ms = Some(heard_ms);
+        }
+        self.source.set(source);
+    }
+
+    fn freeze_lag(&self, heard_ms: i64) {
+        let mut source = self.source.get();
+        if source.caught_up {
+            source.caught_up_at_ms = source.caught_up_at_ms.max(Some(heard_ms));
+            source.caught_up = false;
+        }
+        self.source.set(source);
+    }
+
+    /// The snapshot for status and metrics.
+    pub fn status(&self) -> PartitionStatus {
+        let (state, reason, retry_at_ms) = self.shown();
+        let source = self.source.get();
+        let heard_ms = self.fetcher.borrow().as_ref().map(|fetcher| fetcher.heard_ms.get());
+        // In an incremental session silence means that nothing changed: a partition that had all
+        // still has all, as of the last answer on its connection.
+        let caught_up_at_ms = match (source.caught_up, heard_ms) {
+            (true, Some(heard)) => source.caught_up_at_ms.max(Some(heard)),
+            _ => source.caught_up_at_ms,
+        };
+        let positions = self.log().map(|log| log.positions());
+        PartitionStatus {
+            key: self.key.clone(),
+            state,
+            reason,
+            since_ms: self.since_ms.get(),
+            retry_at_ms,
+            log_start: positions.map_or(0, |p| p.log_start_offset),
+            received: positions.map_or(0, |p| p.received.0.offset),
+            written: positions.map_or(0, |p| p.written.0.offset),
+            flushed: positions.map_or(0, |p| p.flushed.0.offset),
+            source_start: source.start,
+            source_end: source.end,
+            caught_up_at_ms,
+            bytes_received: self.bytes_received.get(),
+            records_received: self.records_received.get(),
+            leader: self.leader.get().map(|(id, _)| id),
+            leader_epoch: self.leader.get().map(|(_, epoch)| epoch),
+        }
+    }
+
+    fn shown(&self) -> (PartitionState, Option<String>, Option<i64>) {
+        match (self.log().map(|log| log.state()), self.mode()) {
+            (Some(LogState::Corrupt(damage)), _) => {
+                let reason = format!(
+                    "bytes that were safe on disk have changed: offsets {} to {}, segment {}, \
+                     bytes {:?}: {}",
+                    damage.offsets.start,
+                    damage.offsets.end,
+                    damage.segment,
+                    damage.bytes,
+                    damage.reason
+                );
+                return (PartitionState::Corrupt, Some(reason), None);
+            }
+            (Some(LogState::Failed(reason)), _) => {
+                return (PartitionState::Faulted(FaultCode::LocalLog), Some(reason), None);
+            }
+            (_, Mode::Sealed) => return (PartitionState::Sealed, None, None),
+            (_, Mode::Held { state, reason }) => return (state, Some(reason), None),
+            (_, Mode::Paused) => return (PartitionState::Paused, None, None),
+            (Some(LogState::DiskFull), Mode::Replicate) => {
+                let reason = "no room on the disk; fetching goes on when there is".to_owned();
+                return (PartitionState::DiskFull, Some(reason), None);
+            }
+            (Some(LogState::Healthy | LogState::Closed) | None, Mode::Replicate) => {}
+        }
+        match self.condition() {
+            Condition::Faulted { code, reason } => {
+                (PartitionState::Faulted(code), Some(reason), None)
+            }
+            Condition::Waiting { reason, retry_at_ms }
+            | Condition::SourceAway { reason, retry_at_ms } => {
+                (PartitionState::Retrying, Some(reason), Some(retry_at_ms))
+            }
+            Condition::NoLeader { reason } => (PartitionState::Retrying, Some(reason), None),
+            Condition::Fine if self.unchecked.get() || self.fetcher.borrow().is_none() => {
+                (PartitionState::Starting, None, None)
+            }
+            Condition::Fine => (PartitionState::Active, None, None),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Where `net` and `storage` meet: the records of an answer go into the logs of their partitions.
+
+use std::rc::Rc;
+
+use net::ErrorCode;
+use net::fetch::{End, EpochEnd, Flow, PartitionHead, RecordSink, Take};
+use ring::{Class, Lease};
+use storage::check::AppendError;
+use storage::log::{AppendLimits, LastBatch, Log};
+
+use crate::check::head_bytes;
+use crate::limits::COMPARE_LEASE_BYTES;
+use crate::partition::Partition;
+
+/// One partition of a fetcher, under the key its session knows.
+pub struct Member {
+    pub partition: Rc<Partition>,
+    pub term: u64,
+    pub stage: Stage,
+}
+
+/// What the records of a member's part of an answer are for.
+pub enum Stage {
+    /// They go into the log.
+    Appending,
+    /// The first of them is compared with our last batch.
+    Comparing {
+        /// Our last batch.
+        ours: LastBatch,
+        /// What the source sent of its own.
+        theirs: Vec<u8>,
+    },
+}
+
+/// What one answer said and did, partition by partition; cleared and used again.
+#[derive(Default)]
+pub struct Outcome {
+    /// Partitions whose position moved, by key, and how many bytes they were sent.
+    pub moved: Vec<(u32, usize)>,
+    /// Partitions whose last batch has been compared.
+    pub compared: Vec<u32>,
+    /// Partitions with trouble.
+    pub troubles: Vec<(u32, Trouble)>,
+}
+
+impl Outcome {
+    pub fn clear(&mut self) {
+        self.moved.clear();
+        self.compared.clear();
+        self.troubles.clear();
+    }
+}
+
+/// What went wrong with one partition of an answer.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The source refuses it.
+    Code(ErrorCode),
+    /// The source's log parts from ours: its end offset for that epoch.
+    Diverging(EpochEnd),
+    /// What it sent was not taken.
+    Append(AppendError),
+}
+
+/// Takes one answer's records.
+pub struct Sink<'a> {
+    members: &'a mut [Option<Member>],
+    outcome: &'a mut Outcome,
+    /// Whose part of the answer this is.
+    key: u32,
+    now: Now,
+}
+
+/// What happens to the records at hand.
+enum Now {
+    Nothing,
+    Appending(Appending),
+    /// The bytes are compared; the lease holds those that are of no interest.
+    Comparing {
+        decided: bool,
+    },
+}
+
+struct Appending {
+    partition: Rc<Partition>,
+    log: Rc<Log>,
+    term: u64,
+    failed: bool,
+    before: i64,
+    records_bytes: usize,
+}
+
+impl Appending {
+    /// The partition has another owner by now: its log is not ours to touch.
+    fn is_lost(&self) -> bool {
+        self.failed || !self.partition.appends_for(self.term)
+    }
+}
+
+impl<'a> Sink<'a> {
+    pub fn new(members: &'a mut [Option<Member>], outcome: &'a mut Outcome) -> Self {
+        Self { members, outcome, key: 0, now: Now::Nothing }
+    }
+
+    fn append(&mut self, head: &PartitionHead) -> Take {
+        let member = self.members[self.key as usize].as_ref().expect("it was just there");
+        let partition = &member.partition;
+        let Some(log) = partition.log() else { return Take::Skip };
+        if partition.term() != member.term {
+            return Take::Skip;
+        }
+        // A source that claims to start beyond what it just let us ask for is not believed.
+        if head.log_start_offset <= log.positions().received.0.offset {
+            log.advance_start(head.log_start_offset);
+        }
+        if head.records_bytes == 0 {
+            log.set_high_watermark(head.high_watermark);
+            partition.note_lag(ring::wall_ms());
+            return Take::Skip;
+        }
+        if !partition.begin_append(member.term) {
+            return Take::Skip;
+        }
+        log.begin(AppendLimits {
+            high_watermark: head.high_watermark,
+            leader_epoch: partition.leader.get().map_or(-1, |(_, epoch)| epoch),
+        });
+        self.now = Now::Appending(Appending {
+            before: log.positions().received.0.offset,
+            partition: Rc::clone(partition),
+            log,
+            term: member.term,
+            failed: false,
+            records_bytes: head.records_bytes,
+        });
+        Take::Records
+    }
+
+    /// Whether the source's batch has come is known by its high watermark: no bytes where there
+    /// must be some only means that the answer was full.
+    fn compare(&mut self, head: &PartitionHead) -> Take {
+        let member = self.members[self.key as usize].as_mut().expect("it was just there");
+        let Stage::Comparing { ours, theirs } = &mut member.stage else { return Take::Skip };
+        theirs.clear();
+        let decided = head.records_bytes > 0 || head.high_watermark <= ours.base_offset;
+        self.now = Now::Comparing { decided };
+        if head.records_bytes > 0 { Take::Records } else { Take::Skip }
+    }
+
+    fn failed(&mut self, error: AppendError) -> Flow {
+        if let Now::Appending(appending) = &mut self.now {
+            appending.failed = true;
+        }
+        self.outcome.troubles.push((self.key, Trouble::Append(error)));
+        Flow::SkipRest
+    }
+
+    /// Keeps what the comparison needs of these bytes; whether more is needed.
+    fn keep(&mut self, bytes: &[u8]) -> Flow {
+        let Some(Some(member)) = self.members.get_mut(self.key as usize) else {
+            return Flow::SkipRest;
+        };
+        let Stage::Comparing { ours, theirs } = &mut member.stage else { return Flow::SkipRest };
+        let wanted = head_bytes(ours);
+        let missing = wanted - theirs.len();
+        theirs.extend_from_slice(&bytes[..missing.min(bytes.len())]);
+        if theirs.len() < wanted { Flow::Continue } else { Flow::SkipRest }
+    }
+
+    fn finish(&mut self) {
+        match std::mem::replace(&mut self.now, Now::Nothing) {
+            Now::Nothing | Now::Comparing { decided: false } => {}
+            Now::Comparing { decided: true } => self.outcome.compared.push(self.key),
+            Now::Appending(appending) => self.finish_append(&appending),
+        }
+    }
+
+    fn finish_append(&mut self, appending: &Appending) {
+        let Appending { partition, log, before, records_bytes, .. } = appending;
+        if !partition.appends_for(appending.term) {
+            return;
+        }
+        if let Err(error) = partition.end_append()
+            && !appending.failed
+        {
+            self.outcome.troubles.push((self.key, Trouble::Append(error)));
+        }
+        let after = log.positions().received.0.offset;
+        if after > *before {
+            partition.count(after.abs_diff(*before), *records_bytes as u64);
+            self.outcome.moved.push((self.key, *records_bytes));
+        }
+        partition.note_lag(ring::wall_ms());
+    }
+}
+
+impl RecordSink for Sink<'_> {
+    fn partition(&mut self, key: u32, head: &PartitionHead) -> Take {
+        self.key = key;
+        let Some(Some(member)) = self.members.get(key as usize) else { return Take::Skip };
+        if head.error_code != ErrorCode::NONE {
+            self.outcome.troubles.push((key, Trouble::Code(head.error_code)));
+            return Take::Skip;
+        }
+        member.partition.heard(head.log_start_offset, head.high_watermark);
+        match member.stage {
+            Stage::Appending => self.append(head),
+            Stage::Comparing { .. } => self.compare(head),
+        }
+    }
+
+    fn lend(&mut self, remaining: usize) -> Option<Lease> {
+        match &self.now {
+            Now::Appending(appending) if !appending.is_lost() => appending.log.lend(remaining),
+            _ => {
+                let bytes = remaining.min(COMPARE_LEASE_BYTES);
+                Some(ring::try_lease(bytes, Class::Control)?.split(bytes).0)
+            }
+        }
+    }
+
+    fn filled(&mut self, lease: Lease, bytes: usize) -> Flow {
+        match &self.now {
+            Now::Nothing => Flow::SkipRest,
+            Now::Comparing { .. } => self.keep(&lease[..bytes]),
+            Now::Appending(appending) if appending.is_lost() => Flow::SkipRest,
+            Now::Appending(appending) => match appending.log.filled(lease, bytes) {
+                Ok(_) => Flow::Continue,
+                Err(error) => self.failed(error),
+            },
+        }
+    }
+
+    fn copy_in(&mut self, bytes: &[u8]) -> (usize, Flow) {
+        match &self.now {
+            Now::Nothing => (bytes.len(), Flow::SkipRest),
+            Now::Comparing { .. } => (bytes.len(), self.keep(bytes)),
+            Now::Appending(appending) if appending.is_lost() => (bytes.len(), Flow::SkipRest),
+            Now::Appending(appending) => match appending.log.copy_in(bytes) {
+                Ok(copied) => (copied, Flow::Continue),
+                Err(error) => (bytes.len(), self.failed(error)),
+            },
+        }
+    }
+
+    fn memory(&mut self, bytes: usize) -> impl Future<Output = ()> {
+        async move { drop(ring::lease(bytes.min(ring::BLOCK), Class::Records).await) }
+    }
+
+    fn end(&mut self, end: End) {
+        if let End::Complete(tail) = end
+            && let Some(diverging) = tail.diverging_epoch
+        {
+            self.outcome.troubles.push((self.key, Trouble::Diverging(diverging)));
+        }
+        self.finish();
+    }
+}
+
+impl Drop for Sink<'_> {
+    /// A connection that is dropped in the middle of an answer leaves the log in order.
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
