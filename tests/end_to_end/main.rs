@@ -55,7 +55,11 @@ fn main() {
                 // A scenario that panicked says so itself; the stage is for the next to try.
                 let mut stage = stage.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 let started = std::time::Instant::now();
-                scenario(&mut stage)?;
+                let outcome = scenario(&mut stage);
+                if outcome.is_err() {
+                    stage.tidy()?;
+                }
+                outcome?;
                 eprintln!("{name}: {:.1} s", started.elapsed().as_secs_f64());
                 Ok(())
             })

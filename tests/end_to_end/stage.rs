@@ -53,6 +53,12 @@ impl Stage {
         Ok(stage)
     }
 
+    /// After a scenario that failed: no producer runs, every node does.
+    pub fn tidy(&mut self) -> Outcome {
+        self.cluster.heal()?;
+        self.load.call("stop-all", json!({})).map(drop)
+    }
+
     /// Reads the leader's files of every partition of a topic, once they hold all that clients may
     /// see.
     pub fn originals(&self, topic: &str) -> Outcome<Vec<Original>> {

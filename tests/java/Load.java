@@ -117,6 +117,7 @@ public final class Load {
             case "progress" -> running.get(r.get("name").asText()).report();
             case "stop" -> running.remove(r.get("name").asText()).stop();
             case "finish" -> finish(r);
+            case "stop-all" -> stopAll();
             default -> throw new IllegalArgumentException("no such verb");
         };
     }
@@ -323,6 +324,18 @@ public final class Load {
             throw new IllegalStateException("already running");
         }
         production.startThread();
+        return JSON.createObjectNode();
+    }
+
+    /** Ends what a scenario that failed left running, whatever becomes of it. */
+    private JsonNode stopAll() {
+        for (String name : running.keySet()) {
+            try {
+                running.remove(name).stop();
+            } catch (Exception e) {
+                e.printStackTrace();
+            }
+        }
         return JSON.createObjectNode();
     }
 

@@ -119,6 +119,19 @@ impl Cluster {
         self.wait_ready(id)
     }
 
+    /// Starts every node that does not run.
+    ///
+    /// # Errors
+    /// One does not come up.
+    pub fn heal(&mut self) -> Outcome {
+        for id in self.ids() {
+            if self.nodes[id - 1].process.is_none() {
+                self.restart(id)?;
+            }
+        }
+        Ok(())
+    }
+
     fn format(&self) -> Outcome {
         let cluster_id = cluster_id();
         let mut formats = Vec::new();
