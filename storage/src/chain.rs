@@ -32,7 +32,7 @@ pub struct Chain {
     free_bytes: usize,
     /// Address and length of the lease that is out.
     lent: Option<(usize, usize)>,
-    /// The size of the chunk taken last.
+    /// The size of the chunks the unchecked and free bytes lie in.
     chunk_bytes: usize,
 }
 
@@ -284,7 +284,8 @@ impl Chain {
         } else if chunk.len() > self.free_bytes {
             self.free.clear();
             self.free_bytes = 0;
-            self.chunk_bytes = chunk.len();
+            let kept = if self.unchecked.is_empty() { 0 } else { self.chunk_bytes };
+            self.chunk_bytes = kept + chunk.len();
             self.push_free(chunk);
         }
     }

@@ -92,6 +92,7 @@ impl Log {
             inner.replay = Replay::segment_start(target, None, false);
             inner.saved.clear();
             inner.generation += 1;
+            inner.truncating = true;
             inner.log_start_offset = inner.log_start_offset.min(offset.max(start));
             let entry = Entry {
                 topic_id: inner.settings.topic_id,

@@ -17,7 +17,7 @@ use std::rc::{Rc, Weak};
 use ring::{Class, Instant, Lease};
 use thiserror::Error;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Producer};
 use crate::chain::Chain;
 use crate::check::{AppendError, Bounds, Checker};
 use crate::checkpoint::{Entry, Replay};
@@ -102,6 +102,10 @@ pub struct LastBatch {
     pub leader_epoch: Option<i32>,
     /// The CRC field.
     pub crc: u32,
+    /// The idempotent producer that wrote it.
+    pub producer: Option<Producer>,
+    /// Records inside.
+    pub record_count: u32,
     /// Segment it lies in.
     pub segment: i64,
     /// Where it begins there.
@@ -195,6 +199,8 @@ pub(crate) struct Inner {
     /// Snapshots that no segment needs.
     pub stray_snapshots: Vec<i64>,
     pub generation: u64,
+    /// The end is being cut back.
+    pub truncating: bool,
     /// Damaged, and known from doubtful checkpoints only.
     pub doubtful: bool,
     /// Records of a response are arriving.
@@ -563,7 +569,8 @@ impl Log {
             written,
             epoch: inner.closing.front().unwrap_or(&inner.active).written_epoch,
             replay: inner.saved.iter().rev().find(|saved| saved.place <= written).copied(),
-            generation: inner.generation,
+            // What is written now is about to be cut: no flush may vouch for it.
+            generation: inner.generation.wrapping_sub(u64::from(inner.truncating)),
         }
     }
 
@@ -709,6 +716,8 @@ impl Inner {
             bytes: batch.bytes,
             leader_epoch: batch.leader_epoch,
             crc: batch.crc,
+            producer: batch.producer,
+            record_count: batch.record_count,
             segment: self.active.base,
             position,
         });
@@ -862,6 +871,7 @@ impl Opened {
             saved: VecDeque::new(),
             stray_snapshots: Vec::new(),
             generation,
+            truncating: false,
             doubtful: self.doubtful,
             expecting: false,
             refused: false,

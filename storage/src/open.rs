@@ -513,6 +513,8 @@ fn last_batch_of(batch: &Batch, segment: i64, position: u64) -> LastBatch {
         bytes: batch.bytes,
         leader_epoch: batch.leader_epoch,
         crc: batch.crc,
+        producer: batch.producer,
+        record_count: batch.record_count,
         segment,
         position,
     }

@@ -99,7 +99,7 @@ fn what_is_appended_is_on_disk_byte_for_byte() {
         let last = log.last_batch();
         store.close().await;
         assert_eq!(read_log(&path), sent);
-        drop(log);
+        drop((log, store));
 
         let store = self::store(&path).await;
         let (log, recovered) = open(&store, LogSettings::default()).await;
@@ -136,7 +136,7 @@ fn segments_roll_and_every_byte_stays() {
         assert_eq!(read_log(&path), sent);
         let seals = fs::read_dir(id(0).seal_folder(&path)).unwrap().count();
         assert!(seals > 10, "{seals} seals");
-        drop(log);
+        drop((log, store));
 
         let store = self::store(&path).await;
         let (log, recovered) = open(&store, settings).await;
@@ -242,7 +242,7 @@ fn a_log_may_start_inside_a_batch() {
         log.flush().await.unwrap();
         store.close().await;
         assert!(id(0).folder(&path).join(Kind::Log.name(10)).exists());
-        drop(log);
+        drop((log, store));
         let store = self::store(&path).await;
         let (log, recovered) = open(&store, settings).await;
         assert_eq!(recovered.corrupt, None);
@@ -281,7 +281,7 @@ fn truncation_cuts_at_a_batch_and_appending_goes_on() {
         let mut wanted = bytes[..22 * 961].to_vec();
         wanted.extend(more);
         assert_eq!(read_log(&path), wanted);
-        drop(log);
+        drop((log, store));
         let store = self::store(&path).await;
         let (log, recovered) = open(&store, settings).await;
         assert_eq!(recovered.corrupt, None);
@@ -324,7 +324,7 @@ fn the_visible_start_moves_at_once_and_files_go_after_the_window() {
         respond(&log, &testing::run(75..80, 1000), 4000).unwrap();
         log.flush().await.unwrap();
         store.close().await;
-        drop(log);
+        drop((log, store));
         let store = self::store(&path).await;
         let (log, recovered) = open(&store, settings).await;
         assert_eq!(recovered.corrupt, None);
