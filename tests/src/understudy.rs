@@ -362,18 +362,17 @@ fn status_of(socket: &Path) -> Outcome<Vec<Partition>> {
 
 fn partitions(status: &Value) -> Option<Vec<Partition>> {
     let mut all = Vec::new();
-    for link in status["links"].as_array()? {
-        if link["name"].as_str()? != LINK {
-            continue;
-        }
+    for link in status["links"].as_array()?.iter().filter(|l| l["name"] == LINK) {
         for topic in link["topics"].as_array()? {
             for p in topic["partitions"].as_array()? {
-                let both = |field: &str| [p[field].as_str(), topic[field].as_str()];
+                let reasons = [link, topic, p].map(|place| place["reason"].as_str());
+                // What holds of the topic stands above what holds of the partition.
+                let whose = if topic["state"] == "ACTIVE" { p } else { topic };
                 all.push(Partition {
                     topic: topic["name"].as_str()?.to_owned(),
                     partition: usize::try_from(p["partition"].as_u64()?).ok()?,
-                    state: both("state").into_iter().flatten().next()?.to_owned(),
-                    reason: both("reason").into_iter().flatten().collect::<Vec<_>>().join("; "),
+                    state: whose["state"].as_str()?.to_owned(),
+                    reason: reasons.into_iter().flatten().collect::<Vec<_>>().join("; "),
                     source_end: p["source_end"].as_i64(),
                     received: p["received"].as_i64(),
                     written: p["written"].as_i64(),
