@@ -91,7 +91,7 @@ pub(crate) struct Partition {
 }
 
 impl Topic {
-    fn new(
+    pub fn new(
         spec: TopicSpec,
         generation: u64,
         brokers: usize,
@@ -121,6 +121,10 @@ impl Topic {
                 grown: 0,
             });
         }
+    }
+
+    pub fn spec(&self) -> &TopicSpec {
+        &self.spec
     }
 
     pub fn partitions(&self) -> usize {
@@ -315,7 +319,7 @@ impl Cluster {
     /// Appends so many batches of the topic's generated content. Returns the new end offset.
     pub fn append(&self, topic: &str, partition: i32, batches: u64) -> Result<i64, ControlError> {
         self.change(|state| {
-            if state.topic(topic)?.spec.content == Content::Given {
+            if state.topic(topic)?.spec().content == Content::Given {
                 return Err(ControlError::Refused("the topic has no batches of its own".into()));
             }
             let partition = state.partition(topic, partition)?;

@@ -68,12 +68,12 @@ impl<'a> Answer<'a> {
             || self.log_start != self.wanted.told_log_start
     }
 
-    /// What the session remembers. After an error the partition is told anew, whatever is found
-    /// then.
+    /// What the session remembers. An error leaves −1, so that the partition is told anew once
+    /// the error is gone.
     pub fn told(&self) -> Wanted {
         Wanted {
             slot: self.slot,
-            told_high_watermark: if self.error == 0 { self.high_watermark } else { -1 },
+            told_high_watermark: self.high_watermark,
             told_log_start: self.log_start,
             ..self.wanted.clone()
         }

@@ -238,32 +238,35 @@ impl PartitionLog {
 
     /// First batch whose largest timestamp is at least `timestamp_ms`.
     pub fn batch_for_timestamp(&self, timestamp_ms: i64) -> Option<BatchAt> {
-        if matches!(self.content, LogContent::Given(_)) {
-            let mut batches = self.batches_from(self.log_start);
-            return batches.find(|batch| batch.max_timestamp_ms >= timestamp_ms);
-        }
-        // Timestamps of generated batches never fall, so halving the offsets finds the first.
-        let (mut low, mut high) = (self.log_start, self.end_offset);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let batch = self.batch_at(middle)?;
-            if batch.max_timestamp_ms >= timestamp_ms {
-                high = batch.base_offset.max(low).min(middle);
-            } else {
-                low = batch.next_offset;
+        let mut from = self.log_start;
+        if let LogContent::Generated(ring) = &self.content {
+            // Batches' own timestamps may go up and down, but what they stay below never falls:
+            // halving the offsets finds where to begin, and one round of the ring ends it.
+            let mut beyond = self.end_offset;
+            while from < beyond {
+                let middle = from + (beyond - from) / 2;
+                let batch = self.batch_at(middle)?;
+                if ring.timestamp_bound_ms(batch.ordinal) >= timestamp_ms {
+                    beyond = batch.base_offset.clamp(from, middle);
+                } else {
+                    from = batch.next_offset;
+                }
             }
         }
-        self.batch_at(low)
+        self.batches_from(from).find(|batch| batch.max_timestamp_ms >= timestamp_ms)
     }
 
-    /// The last batch with the largest timestamp of all.
+    /// The last batch with the largest timestamp of all; of generated ones, of the last rounds of
+    /// the ring, where it is.
     pub fn batch_with_max_timestamp(&self) -> Option<BatchAt> {
-        match self.content {
-            LogContent::Generated(_) => self.batch_at(self.end_offset - 1),
-            LogContent::Given(_) => {
-                self.batches_from(self.log_start).max_by_key(|batch| batch.max_timestamp_ms)
+        let from = match &self.content {
+            LogContent::Generated(ring) => {
+                let rounds = 4 * ring.records_before(ring.len() as u64).cast_signed();
+                self.log_start.max(self.end_offset - rounds)
             }
-        }
+            LogContent::Given(_) => self.log_start,
+        };
+        self.batches_from(from).max_by_key(|batch| batch.max_timestamp_ms)
     }
 
     /// Generated logs: appends so many batches.

@@ -30,6 +30,8 @@ pub(crate) struct PayloadRing {
     /// Records in the whole ring.
     cycle_records: u64,
     timestamps: Timestamps,
+    /// The largest of any batch.
+    max_timestamp_delta_ms: i64,
     /// Set when all batches have the same size and count, which makes looking up cheap.
     uniform: bool,
 }
@@ -75,8 +77,19 @@ impl PayloadRing {
         }
         let uniform =
             entries.iter().all(|e| (e.bytes, e.records) == (entries[0].bytes, entries[0].records));
-        let bytes = bytes.into_boxed_slice();
-        PayloadRing { bytes, entries, columns, cycle_records: records_before, timestamps, uniform }
+        PayloadRing {
+            bytes: bytes.into_boxed_slice(),
+            max_timestamp_delta_ms: entries
+                .iter()
+                .map(|e| e.max_timestamp_delta_ms)
+                .max()
+                .unwrap_or(0),
+            entries,
+            columns,
+            cycle_records: records_before,
+            timestamps,
+            uniform,
+        }
     }
 
     /// How many distinct batches there are.
@@ -121,6 +134,11 @@ impl PayloadRing {
 
     pub fn max_timestamp_ms(&self, ordinal: u64) -> i64 {
         self.timestamps.of(ordinal) + self.entry(ordinal).1.max_timestamp_delta_ms
+    }
+
+    /// What no timestamp of this batch or of one with a lower ordinal is above.
+    pub fn timestamp_bound_ms(&self, ordinal: u64) -> i64 {
+        self.timestamps.of(ordinal).saturating_add(self.max_timestamp_delta_ms)
     }
 
     /// The first bytes of the batch as it stands in a log.

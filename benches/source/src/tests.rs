@@ -6,4 +6,6 @@ mod client;
 mod control;
 mod faults;
 mod fetching;
+mod growth;
+mod sending;
 mod sessions;

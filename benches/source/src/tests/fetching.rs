@@ -58,10 +58,12 @@ fn limits_are_a_brokers() {
 
     let mut config = Config::loopback(1).with_topic(spec());
     config.partial_batches = false;
+    config.fetch_bytes_max = 10_000;
     let source = serve(config).unwrap();
     let mut client = Client::connect(source.addresses()[0]);
-    assert_eq!(sizes(&mut client, 5000, 1 << 20), [4000, 4000, 4000]);
+    assert_eq!(sizes(&mut client, 5000, 1 << 20), [4000, 4000, 2000], "the broker's own limit");
     assert_eq!(sizes(&mut client, 5000, 7999), [4000, 2000, 0]);
+    assert_eq!(sizes(&mut client, 1 << 20, 1 << 20), [10_000, 0, 0]);
 }
 
 #[test]
