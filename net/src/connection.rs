@@ -99,7 +99,7 @@ impl Connection {
     /// Connects and learns which versions the peer serves.
     ///
     /// # Errors
-    /// [`NetError::Connect`], [`NetError::TimedOut`], or whatever goes wrong with the first answer.
+    /// [`NetError::Connect`], [`NetError::TimedOut`], and as [`Connection::over`].
     pub async fn connect(
         address: SocketAddr,
         options: ConnectOptions,
@@ -119,12 +119,16 @@ impl Connection {
     /// Learns which versions the peer serves, over a transport that stands. `peer` is for errors.
     ///
     /// # Errors
-    /// Whatever goes wrong with the first answer.
+    /// [`NetError::NoMemory`], or whatever goes wrong with the first answer.
     pub async fn over(
         transport: Transport,
         peer: String,
         options: ConnectOptions,
     ) -> Result<Connection, NetError> {
+        let limit = options.memory_limit;
+        let Ok(head) = ring::timeout(limit, ring::lease(HEAD_BYTES, Class::Control)).await else {
+            return Err(NetError::NoMemory { peer, bytes: HEAD_BYTES, limit });
+        };
         let mut connection = Connection {
             transport,
             peer,
@@ -132,7 +136,7 @@ impl Connection {
             versions: Versions::default(),
             correlation_id: 0,
             request: Vec::new(),
-            head: Some(ring::lease(HEAD_BYTES, Class::Control).await.split(HEAD_BYTES).0),
+            head: Some(head.split(HEAD_BYTES).0),
             large_records: false,
             broken: false,
             counters: Counters::default(),

@@ -122,8 +122,8 @@ pub enum NetError {
         /// Whom we talked to.
         peer: String,
     },
-    /// The records' owner had no memory for them in time. The connection is lost with them.
-    #[error("{peer}: no memory for {bytes} bytes of records within {}", humane(*.limit))]
+    /// There was no memory for what comes in time. The connection is lost with it.
+    #[error("{peer}: no memory for {bytes} bytes within {}", humane(*.limit))]
     NoMemory {
         /// Whom we talked to.
         peer: String,

@@ -5,6 +5,7 @@
 //! A [`RecordSink`] owns those bytes. All three are sans-I/O; [`crate::Connection::fetch`] joins
 //! them to a socket.
 
+mod request;
 mod response;
 mod session;
 mod sink;

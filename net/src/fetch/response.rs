@@ -9,9 +9,12 @@
 //! Nothing is allocated, whatever the bytes say. Every length is checked against what is left of
 //! the frame, so the work done is bounded by the bytes that arrive.
 
+mod fields;
+
 use crate::codes::ErrorCode;
 use crate::frame::{self, FrameError};
 use crate::limits::TOPIC_NAME_BYTES_MAX;
+use fields::Fields;
 use uuid::Uuid;
 
 /// First version with a top-level error code and a session id.
@@ -143,26 +146,16 @@ pub struct ResponseParser {
     correlation_id: i32,
     frame_bytes_max: usize,
     state: State,
-    /// Bytes of the frame that are not consumed yet; before its length is known, of the length.
-    left: usize,
-    /// A field of which the first `pending` bytes have come.
-    field: [u8; FIELD_BYTES_MAX],
-    pending: usize,
-    /// A varint of which the first bytes have come.
-    varint: u32,
-    shift: u32,
+    fields: Fields,
     name: [u8; TOPIC_NAME_BYTES_MAX],
     name_bytes: usize,
+    name_filled: usize,
     topics: usize,
     partitions: usize,
     aborted: usize,
     partition: PartitionHead,
     tail: PartitionTail,
-    tags: Tags,
 }
-
-/// The longest field of fixed size: what a partition begins with.
-const FIELD_BYTES_MAX: usize = 30;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -187,33 +180,6 @@ enum State {
     Done,
 }
 
-#[derive(Debug, Default)]
-struct Tags {
-    /// `None`: their number has not been read.
-    left: Option<u32>,
-    stage: TagStage,
-    number: u32,
-    /// What is left to read of the current one, in bytes.
-    size: usize,
-    /// Its first bytes, as far as they can matter.
-    body: [u8; TAG_BYTES],
-    body_bytes: usize,
-}
-
-/// Is given the number of a tagged field and its first bytes.
-type OnTag = fn(&mut PartitionTail, u32, &[u8]) -> Result<(), ParseError>;
-
-/// No tagged field that matters holds more, but for tagged fields of its own.
-const TAG_BYTES: usize = 12;
-
-#[derive(Debug, Default, PartialEq)]
-enum TagStage {
-    #[default]
-    Number,
-    Size,
-    Body,
-}
-
 impl ResponseParser {
     /// A parser for the answer to one request. `version` must be one we speak (4 to 18).
     pub fn new(version: i16, correlation_id: i32, frame_bytes_max: usize) -> ResponseParser {
@@ -223,26 +189,22 @@ impl ResponseParser {
             correlation_id,
             frame_bytes_max,
             state: State::Length,
-            left: frame::LENGTH_BYTES,
-            field: [0; FIELD_BYTES_MAX],
-            pending: 0,
-            varint: 0,
-            shift: 0,
+            fields: Fields::new(version >= FLEXIBLE_SINCE, frame::LENGTH_BYTES),
             name: [0; TOPIC_NAME_BYTES_MAX],
             name_bytes: 0,
+            name_filled: 0,
             topics: 0,
             partitions: 0,
             aborted: 0,
             partition: NO_PARTITION,
             tail: PartitionTail::default(),
-            tags: Tags::default(),
         }
     }
 
     /// Bytes of the frame that have not been consumed (or taken) yet. Before the frame's length
     /// has been read: what is left of that.
     pub fn frame_left(&self) -> usize {
-        self.left - self.pending
+        self.fields.left()
     }
 
     /// Consumes from the front of `input` up to the next event. [`Event::More`] means that `input`
@@ -262,7 +224,7 @@ impl ResponseParser {
     pub fn took(&mut self, bytes: usize) {
         let State::Records(records) = self.state else { panic!("no records are due") };
         assert!(bytes <= records, "took {bytes} of {records} record bytes");
-        self.left -= bytes;
+        self.fields.skip(bytes);
         self.state = State::Records(records - bytes);
     }
 
@@ -282,17 +244,17 @@ impl ResponseParser {
         }
         self.state = match self.state {
             State::Length => {
-                let prefix = need!(self.fixed(input, "length"));
-                self.left = frame::response_length(prefix, self.frame_bytes_max)?;
+                let prefix = need!(self.fields.fixed(input, "length"));
+                self.fields.limit(frame::response_length(prefix, self.frame_bytes_max)?);
                 State::Correlation
             }
             State::Correlation => {
-                let id = i32::from_be_bytes(need!(self.fixed(input, "correlation id")));
+                let id = i32::from_be_bytes(need!(self.fields.fixed(input, "correlation id")));
                 frame::check_correlation(self.correlation_id, id)?;
                 if self.flexible() { State::HeaderTags } else { State::Head }
             }
             State::HeaderTags => {
-                need!(self.tags(input, |_, _, _| Ok(())));
+                need!(self.fields.tags(input, |_, _| Ok(())));
                 State::Head
             }
             State::Head => {
@@ -301,8 +263,8 @@ impl ResponseParser {
                 return Ok(Progress::Event(Event::Head(head)));
             }
             State::Topics => {
-                self.topics =
-                    need!(self.count(input, "topics")).ok_or(ParseError::BadLength("topics"))?;
+                self.topics = need!(self.fields.count(input, "topics"))
+                    .ok_or(ParseError::BadLength("topics"))?;
                 State::TopicNext
             }
             State::TopicNext if self.topics == 0 => {
@@ -315,7 +277,7 @@ impl ResponseParser {
             State::TopicNext => return self.topic_begin(input),
             State::TopicNameBytes => return self.topic_name(input),
             State::Partitions => {
-                let count = need!(self.count(input, "partitions"));
+                let count = need!(self.fields.count(input, "partitions"));
                 self.partitions = count.ok_or(ParseError::BadLength("partitions"))?;
                 State::PartitionNext
             }
@@ -328,7 +290,7 @@ impl ResponseParser {
                 State::Aborted
             }
             State::Aborted => {
-                self.aborted = need!(self.count(input, "aborted transactions")).unwrap_or(0);
+                self.aborted = need!(self.fields.count(input, "aborted transactions")).unwrap_or(0);
                 State::AbortedNext
             }
             State::AbortedNext if self.aborted == 0 => {
@@ -340,21 +302,22 @@ impl ResponseParser {
             }
             State::AbortedNext => {
                 // They are for read_committed; whoever asks read_uncommitted has no use for them.
-                need!(self.fixed::<16>(input, "aborted transaction"));
+                need!(self.fields.fixed::<16>(input, "aborted transaction"));
                 self.aborted -= 1;
                 if self.flexible() { State::AbortedTags } else { State::AbortedNext }
             }
             State::AbortedTags => {
-                need!(self.tags(input, |_, _, _| Ok(())));
+                need!(self.fields.tags(input, |_, _| Ok(())));
                 State::AbortedNext
             }
             State::PreferredReplica => {
-                let replica = need!(self.fixed(input, "preferred replica"));
+                let replica = need!(self.fields.fixed(input, "preferred replica"));
                 self.partition.preferred_read_replica = i32::from_be_bytes(replica);
                 State::RecordsBytes
             }
             State::RecordsBytes => {
-                self.partition.records_bytes = need!(self.count(input, "records")).unwrap_or(0);
+                self.partition.records_bytes =
+                    need!(self.fields.count(input, "records")).unwrap_or(0);
                 self.state = State::Records(self.partition.records_bytes);
                 return Ok(Progress::Event(Event::Partition(self.partition)));
             }
@@ -362,19 +325,22 @@ impl ResponseParser {
             State::Records(0) => return Ok(self.partition_end()),
             State::Records(bytes) => return Ok(Progress::Event(Event::Records(bytes))),
             State::PartitionTags => {
-                need!(self.tags(input, partition_tag));
+                let tail = &mut self.tail;
+                need!(self.fields.tags(input, |number, body| partition_tag(tail, number, body)));
                 return Ok(self.partition_end());
             }
             State::TopicTags => {
-                need!(self.tags(input, |_, _, _| Ok(())));
+                need!(self.fields.tags(input, |_, _| Ok(())));
                 State::TopicNext
             }
             State::TopTags => {
                 // Among them (from version 16 on) addresses of new leaders: metadata tells as much.
-                need!(self.tags(input, |_, _, _| Ok(())));
+                need!(self.fields.tags(input, |_, _| Ok(())));
                 State::Done
             }
-            State::Done if self.left > 0 => return Err(ParseError::Trailing(self.left)),
+            State::Done if self.fields.left() > 0 => {
+                return Err(ParseError::Trailing(self.fields.left()));
+            }
             State::Done => return Ok(Progress::Event(Event::End)),
         };
         Ok(Progress::On)
@@ -382,13 +348,13 @@ impl ResponseParser {
 
     fn head(&mut self, input: &mut &[u8]) -> Result<Option<ResponseHead>, ParseError> {
         if self.version < SESSIONS_SINCE {
-            let throttle = self.fixed(input, "response head")?;
+            let throttle = self.fields.fixed(input, "response head")?;
             return Ok(throttle.map(|throttle| ResponseHead {
                 throttle_time_ms: i32::from_be_bytes(throttle),
                 ..ResponseHead::default()
             }));
         }
-        let bytes = self.fixed::<10>(input, "response head")?;
+        let bytes = self.fields.fixed::<10>(input, "response head")?;
         Ok(bytes.map(|bytes| ResponseHead {
             throttle_time_ms: i32::from_be_bytes(part(&bytes, 0)),
             error_code: ErrorCode(i16::from_be_bytes(part(&bytes, 4))),
@@ -398,40 +364,40 @@ impl ResponseParser {
 
     fn topic_begin(&mut self, input: &mut &[u8]) -> Result<Progress, ParseError> {
         if self.version >= TOPIC_IDS_SINCE {
-            let Some(id) = self.fixed::<16>(input, "topic id")? else { return Ok(Progress::More) };
+            let Some(id) = self.fields.fixed::<16>(input, "topic id")? else {
+                return Ok(Progress::More);
+            };
             self.name[..16].copy_from_slice(&id);
             self.state = State::Partitions;
             return Ok(Progress::Topic);
         }
         let bytes = if self.flexible() {
-            let Some(length) = self.take_varint(input, "topic name")? else {
+            let Some(length) = self.fields.varint(input, "topic name")? else {
                 return Ok(Progress::More);
             };
             length.checked_sub(1).map(|bytes| bytes as usize)
         } else {
-            let Some(length) = self.fixed(input, "topic name")? else { return Ok(Progress::More) };
+            let Some(length) = self.fields.fixed(input, "topic name")? else {
+                return Ok(Progress::More);
+            };
             usize::try_from(i16::from_be_bytes(length)).ok()
         };
         self.name_bytes = bytes.ok_or(ParseError::BadLength("topic name"))?;
         if self.name_bytes > TOPIC_NAME_BYTES_MAX {
             return Err(ParseError::BadTopicName);
         }
-        self.within("topic name", self.name_bytes)?;
+        self.fields.within("topic name", self.name_bytes)?;
+        self.name_filled = 0;
         self.state = State::TopicNameBytes;
         Ok(Progress::On)
     }
 
     fn topic_name(&mut self, input: &mut &[u8]) -> Result<Progress, ParseError> {
-        let more = input.len().min(self.name_bytes - self.pending);
-        let (head, rest) = input.split_at(more);
-        self.name[self.pending..self.pending + more].copy_from_slice(head);
-        *input = rest;
-        self.pending += more;
-        if self.pending < self.name_bytes {
+        let name = &mut self.name[..self.name_bytes];
+        self.name_filled = self.fields.fill(input, name, self.name_filled);
+        if self.name_filled < self.name_bytes {
             return Ok(Progress::More);
         }
-        self.pending = 0;
-        self.left -= self.name_bytes;
         self.state = State::Partitions;
         Ok(Progress::Topic)
     }
@@ -449,10 +415,11 @@ impl ResponseParser {
         self.tail = PartitionTail::default();
         let with_log_start = self.version >= 5;
         let fields = if with_log_start {
-            self.fixed::<30>(input, "partition")?
+            self.fields
+                .fixed::<30>(input, "partition")?
                 .map(|fields| (part::<22, _>(&fields, 0), Some(part(&fields, 22))))
         } else {
-            self.fixed::<22>(input, "partition")?.map(|fields| (fields, None))
+            self.fields.fixed::<22>(input, "partition")?.map(|fields| (fields, None))
         };
         let Some((fields, log_start)) = fields else { return Ok(None) };
         self.partition.partition = i32::from_be_bytes(part(&fields, 0));
@@ -467,135 +434,6 @@ impl ResponseParser {
         self.partitions -= 1;
         self.state = State::PartitionNext;
         Progress::Event(Event::PartitionEnd(self.tail))
-    }
-
-    /// Errs when `bytes` more do not fit into the frame.
-    fn within(&self, what: &'static str, bytes: usize) -> Result<(), ParseError> {
-        if bytes > self.left {
-            return Err(ParseError::PastEnd { what, bytes, left: self.left });
-        }
-        Ok(())
-    }
-
-    /// A field of N bytes; `None` when `input` ends inside of it.
-    fn fixed<const N: usize>(
-        &mut self,
-        input: &mut &[u8],
-        what: &'static str,
-    ) -> Result<Option<[u8; N]>, ParseError> {
-        const { assert!(N <= FIELD_BYTES_MAX) };
-        self.within(what, N)?;
-        if self.pending == 0
-            && let Some((field, rest)) = input.split_first_chunk::<N>()
-        {
-            *input = rest;
-            self.left -= N;
-            return Ok(Some(*field));
-        }
-        let more = input.len().min(N - self.pending);
-        let (head, rest) = input.split_at(more);
-        self.field[self.pending..self.pending + more].copy_from_slice(head);
-        *input = rest;
-        self.pending += more;
-        if self.pending < N {
-            return Ok(None);
-        }
-        self.pending = 0;
-        self.left -= N;
-        Ok(Some(part(&self.field, 0)))
-    }
-
-    fn take_varint(
-        &mut self,
-        input: &mut &[u8],
-        what: &'static str,
-    ) -> Result<Option<u32>, ParseError> {
-        while let Some([byte]) = self.fixed(input, what)? {
-            if self.shift == 28 && byte > 0x0f {
-                return Err(ParseError::BadLength(what));
-            }
-            self.varint |= u32::from(byte & 0x7f) << self.shift;
-            self.shift += 7;
-            if byte < 0x80 {
-                self.shift = 0;
-                return Ok(Some(std::mem::take(&mut self.varint)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A count of elements or bytes; the inner `None` is null. Each element takes at least a byte,
-    /// so no count may exceed what is left of the frame.
-    fn count(
-        &mut self,
-        input: &mut &[u8],
-        what: &'static str,
-    ) -> Result<Option<Option<usize>>, ParseError> {
-        let count = if self.flexible() {
-            let Some(count) = self.take_varint(input, what)? else { return Ok(None) };
-            count.checked_sub(1).map(|count| count as usize)
-        } else {
-            let Some(count) = self.fixed(input, what)? else { return Ok(None) };
-            match i32::from_be_bytes(count) {
-                -1 => None,
-                count => Some(usize::try_from(count).map_err(|_| ParseError::BadLength(what))?),
-            }
-        };
-        self.within(what, count.unwrap_or(0))?;
-        Ok(Some(count))
-    }
-
-    /// Walks a struct's tagged fields; `None` when `input` ends among them. `found` is given the
-    /// number of each and its first bytes.
-    fn tags(&mut self, input: &mut &[u8], found: OnTag) -> Result<Option<()>, ParseError> {
-        const WHAT: &str = "tagged field";
-        let mut left = match self.tags.left {
-            Some(left) => left,
-            None => match self.take_varint(input, WHAT)? {
-                Some(count) => count,
-                None => return Ok(None),
-            },
-        };
-        while left > 0 {
-            self.tags.left = Some(left);
-            match self.tags.stage {
-                TagStage::Number => {
-                    let Some(number) = self.take_varint(input, WHAT)? else { return Ok(None) };
-                    self.tags.number = number;
-                    self.tags.stage = TagStage::Size;
-                }
-                TagStage::Size => {
-                    let Some(size) = self.take_varint(input, WHAT)? else { return Ok(None) };
-                    self.within(WHAT, size as usize)?;
-                    self.tags.size = size as usize;
-                    self.tags.body_bytes = 0;
-                    self.tags.stage = TagStage::Body;
-                }
-                TagStage::Body => {
-                    self.tag_body(input);
-                    if self.tags.size > 0 {
-                        return Ok(None);
-                    }
-                    let body = &self.tags.body[..self.tags.body_bytes];
-                    found(&mut self.tail, self.tags.number, body)?;
-                    self.tags.stage = TagStage::Number;
-                    left -= 1;
-                }
-            }
-        }
-        self.tags.left = None;
-        Ok(Some(()))
-    }
-
-    fn tag_body(&mut self, input: &mut &[u8]) {
-        let tags = &mut self.tags;
-        let (body, rest) = input.split_at(input.len().min(tags.size));
-        *input = rest;
-        let keep = body.len().min(TAG_BYTES - tags.body_bytes);
-        tags.body[tags.body_bytes..tags.body_bytes + keep].copy_from_slice(&body[..keep]);
-        tags.body_bytes += keep;
-        tags.size -= body.len();
-        self.left -= body.len();
     }
 }
 
