@@ -39,7 +39,7 @@ pub struct TopicSpec {
 pub enum Content {
     /// Random bytes: all batches have the same size and number of records.
     Generated {
-        /// Everything is drawn from this number.
+        /// Everything is drawn from this number and the topic's name.
         seed: u64,
         /// Size of each batch with its header, bytes.
         batch_bytes: usize,
@@ -148,6 +148,15 @@ impl TopicSpec {
         self
     }
 
+    /// The same topic with so much memory for distinct batches of generated content. Where topics
+    /// are thousands, a few KiB each are wise.
+    pub fn with_ring_bytes(mut self, bytes: usize) -> Self {
+        if let Content::Generated { ring_bytes, .. } = &mut self.content {
+            *ring_bytes = bytes;
+        }
+        self
+    }
+
     /// The same topic growing otherwise.
     pub fn with_growth(mut self, growth: Growth) -> Self {
         self.growth = growth;
@@ -156,11 +165,7 @@ impl TopicSpec {
 
     /// The topic id: derived from the name and from how many topics of that name came before.
     pub fn topic_id(name: &str, generation: u64) -> Uuid {
-        let mut random = Random(generation);
-        for byte in name.bytes() {
-            random.0 ^= u64::from(byte);
-            random.0 = random.next();
-        }
+        let mut random = seeded(name, generation);
         let high = u128::from(random.next());
         uuid::Builder::from_random_bytes((high << 64 | u128::from(random.next())).to_be_bytes())
             .into_uuid()
@@ -173,7 +178,7 @@ impl TopicSpec {
             Content::Given => return Ok(None),
             Content::Generated { seed, batch_bytes, batch_records, ring_bytes } => {
                 let count = (ring_bytes / batch_bytes).clamp(1, RING_BATCHES_MAX);
-                let mut seeds = Random(*seed);
+                let mut seeds = seeded(&self.name, *seed);
                 let seeds = std::iter::repeat_with(|| seeds.next());
                 seeds
                     .take(count)
@@ -237,4 +242,14 @@ impl TopicSpec {
         }
         Ok(())
     }
+}
+
+/// Numbers that belong to a name and a seed.
+fn seeded(name: &str, seed: u64) -> Random {
+    let mut random = Random(seed);
+    for byte in name.bytes() {
+        random.0 ^= u64::from(byte);
+        random.0 = random.next();
+    }
+    random
 }

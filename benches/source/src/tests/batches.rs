@@ -136,6 +136,8 @@ fn partitions_hold_different_bytes_at_the_same_offsets() {
     assert_ne!(a[100..], b[100..]);
     let again = Expected::new(&TopicSpec::new("t", 4, 0).with_batches(3, 400, 4)).unwrap();
     assert_eq!(a, again.bytes(0, 0..16));
+    let other = Expected::new(&TopicSpec::new("u", 4, 0).with_batches(3, 400, 4)).unwrap();
+    assert_ne!(a[100..], other.bytes(0, 0..16)[100..], "nor do topics of one seed");
 }
 
 #[test]

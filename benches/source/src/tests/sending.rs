@@ -38,6 +38,7 @@ impl Write for Narrow {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn nothing_is_lost_or_doubled(
         widths in proptest::collection::vec(0usize..5000, 1..8),
