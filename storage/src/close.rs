@@ -13,6 +13,8 @@ impl Log {
     pub async fn close(&self) -> Result<(), LogError> {
         self.begin_closing();
         let result = self.finish_closing().await;
+        // Also of a log that failed: it may be opened again, and nothing may write to it then.
+        self.settle().await;
         self.volume().flush().await;
         self.volume().forget(self.id(), Some(self.entry()));
         result

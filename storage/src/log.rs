@@ -26,9 +26,10 @@ use crate::limits::{BATCH_BYTES_MAX, SAVE_BYTES, SEGMENT_BYTES_MAX};
 use crate::names::{LogId, NameError};
 use crate::position::{Flushed, Place, Positions, Received, Written};
 use crate::producers::Producers;
+use crate::queue::pop_if;
 use crate::recovery::Corrupt;
 use crate::seal::SealBuilder;
-use crate::segment::{Finished, Segment, Write};
+use crate::segment::{Finished, Segment, Urge, Write};
 use crate::signal::Signal;
 use crate::store::Memory;
 use crate::volume::{Covered, Volume};
@@ -500,12 +501,16 @@ impl Log {
             return None;
         }
         for segment in &mut inner.closing {
-            if let Some(write) = segment.next_write(true) {
+            if let Some(write) = segment.next_write(Urge::All) {
                 return Some(write);
             }
         }
-        let all = !inner.expecting || inner.overdue;
-        let write = inner.active.next_write(all);
+        let urge = match (inner.expecting, inner.overdue) {
+            (false, _) => Urge::All,
+            (true, true) => Urge::Overdue,
+            (true, false) => Urge::Enough,
+        };
+        let write = inner.active.next_write(urge);
         if inner.active.unsent() == 0 {
             inner.overdue = false;
         }
@@ -532,7 +537,12 @@ impl Log {
                     }
                     None
                 }
-                Err(error) => Some(format!("write failed: {error}")),
+                Err(error) => {
+                    if let Some(segment) = inner.segments_mut().find(|s| s.base == segment) {
+                        segment.abandon(flight);
+                    }
+                    Some(format!("write failed: {error}"))
+                }
             }
         };
         if let Some(reason) = failure {
@@ -542,8 +552,16 @@ impl Log {
     }
 
     pub(crate) fn set_disk_full(&self, full: bool) {
-        self.inner.borrow_mut().disk_full = full;
-        self.changed.notify();
+        let was = std::mem::replace(&mut self.inner.borrow_mut().disk_full, full);
+        if was != full {
+            self.changed.notify();
+        }
+    }
+
+    /// Whether it waits for housekeeping to look at it again.
+    pub(crate) fn wants_housekeeping(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.disk_full || !inner.expired.is_empty()
     }
 
     /// The device failed this log: nothing above the flushed end is certain.
@@ -610,7 +628,8 @@ impl Log {
         let mut inner = self.inner.borrow_mut();
         let window = self.memory.undo_window();
         let now = ring::now();
-        while let Some((_, base)) = inner.retired.pop_front_if(|(since, _)| now - *since >= window) {
+        let due = |retired: &(Instant, i64)| now - retired.0 >= window;
+        while let Some((_, base)) = pop_if(&mut inner.retired, due) {
             inner.expired.push(base);
         }
     }

@@ -360,3 +360,6 @@ fn describe(stopped: &Stopped) -> String {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

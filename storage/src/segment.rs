@@ -19,6 +19,7 @@ use crate::limits::{
     SPACE_BYTES_MIN, WRITE_BYTES_MAX, WRITE_BYTES_TRIGGER, WRITES_PER_LOG_MAX,
 };
 use crate::position::Place;
+use crate::queue::pop_if;
 use crate::seal::SealBuilder;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
@@ -47,11 +48,24 @@ pub struct Segment {
     pub created_ms: i64,
     /// Set when the segment is complete.
     pub finished: Option<Finished>,
+    /// Where it stood when it was opened: an idle segment takes no space ahead.
+    opened: Place,
     marks: VecDeque<Mark>,
     flights: VecDeque<Flight>,
     next_flight: u64,
     written_bytes: u64,
     tail: Option<Tail>,
+}
+
+/// What is worth writing now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urge {
+    /// Only as much as makes a good write: more bytes are on their way.
+    Enough,
+    /// Bytes have waited too long, but more are on their way.
+    Overdue,
+    /// No more bytes are on their way.
+    All,
 }
 
 /// A segment that gets no more batches.
@@ -136,6 +150,7 @@ impl Segment {
             space,
             created_ms: now_ms,
             finished: None,
+            opened: place,
             marks: VecDeque::new(),
             flights: VecDeque::new(),
             next_flight: 0,
@@ -176,8 +191,8 @@ impl Segment {
         self.received.bytes - sent.min(self.received.bytes)
     }
 
-    /// The next write, if one is due. `all`: nothing is gained by waiting for more bytes.
-    pub fn next_write(&mut self, all: bool) -> Option<Write> {
+    /// The next write, if one is due.
+    pub fn next_write(&mut self, urge: Urge) -> Option<Write> {
         let file = self.file.clone()?;
         if self.unsent() == 0
             || self.flights.len() >= WRITES_PER_LOG_MAX
@@ -189,14 +204,22 @@ impl Segment {
         let room = self.space.saturating_sub(self.chain.start()) / BLOCK_BYTES * BLOCK_BYTES;
         let sendable = whole.min(room).min(WRITE_BYTES_MAX);
         let alone = self.flights.is_empty();
-        if sendable < WRITE_BYTES_TRIGGER && !(all && alone) {
+        if sendable < WRITE_BYTES_TRIGGER && !(alone && urge != Urge::Enough) {
             return None;
         }
         let run = self.chain.take_whole(sendable);
         let at = run.as_ref().map_or(self.chain.start(), |run| run.at);
         let mut pieces = run.map_or_else(Gather::new, |run| self.check_rewrite(run));
-        let with_tail = all && alone && self.chain.pending() < BLOCK_BYTES;
-        let tail = with_tail && self.push_tail(&mut pieces);
+        let with_tail = match urge {
+            Urge::Enough => false,
+            // The partial block is still growing; it is written again for nothing.
+            Urge::Overdue => pieces.is_empty(),
+            Urge::All => true,
+        };
+        let tail = with_tail
+            && alone
+            && self.chain.pending() < BLOCK_BYTES
+            && self.push_tail(&mut pieces);
         if pieces.is_empty() {
             return None;
         }
@@ -211,14 +234,21 @@ impl Segment {
     pub fn complete(&mut self, id: u64) {
         let flight = self.flights.iter_mut().find(|flight| flight.id == id);
         flight.expect("completed once").done = true;
-        while let Some(flight) = self.flights.pop_front_if(|flight| flight.done) {
+        while let Some(flight) = pop_if(&mut self.flights, |flight| flight.done) {
             self.written_bytes = self.written_bytes.max(flight.end);
         }
-        while let Some(mark) = self.marks.pop_front_if(|mark| mark.bytes <= self.written_bytes) {
+        let written_bytes = self.written_bytes;
+        while let Some(mark) = pop_if(&mut self.marks, |mark| mark.bytes <= written_bytes) {
             self.written.bytes = mark.bytes;
             self.written.offset = mark.offset;
             self.written_epoch = mark.epoch.or(self.written_epoch);
         }
+    }
+
+    /// A write failed. What it held is not on disk; nothing after it counts.
+    pub fn abandon(&mut self, id: u64) {
+        self.flights.retain(|flight| flight.id != id);
+        self.marks.clear();
     }
 
     /// Writes are in flight.
@@ -230,7 +260,10 @@ impl Segment {
     /// a step, in steps that double up to `step_max`.
     pub fn wanted_space(&self, segment_bytes: u64, step_max: u64) -> Option<u64> {
         let needed = self.received.bytes.next_multiple_of(BLOCK_BYTES);
-        if self.finished.is_some() || self.received.bytes == 0 {
+        if self.received == self.opened {
+            return None;
+        }
+        if self.finished.is_some() {
             return (needed > self.space).then_some(needed);
         }
         let step = self.space.clamp(SPACE_BYTES_MIN, step_max.max(SPACE_BYTES_MIN));

@@ -151,7 +151,7 @@ impl Store {
             full: volume.full(),
         });
         StoreStats {
-            logs: self.volumes.iter().map(|volume| volume.len()).sum(),
+            logs: self.volumes.iter().map(|volume| volume.log_count()).sum(),
             reserved_bytes: self.memory.reserved.get(),
             volumes: volumes.collect(),
         }

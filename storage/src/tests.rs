@@ -300,7 +300,7 @@ fn the_visible_start_moves_at_once_and_files_go_after_the_window() {
     let dir = disk();
     let path = dir.path().to_owned();
     run(async move {
-        let boot = Boot::prepare(&[path.clone()]).unwrap();
+        let boot = Boot::prepare(std::slice::from_ref(&path)).unwrap();
         let mut config = StoreConfig::new(0, boot);
         config.undo_window = std::time::Duration::ZERO;
         let store = Store::open(config).await.unwrap();
@@ -343,7 +343,13 @@ fn idle_partitions_are_cheap() {
         let mut logs = Vec::new();
         for partition in 0..300 {
             let (log, _) = store.open_log(id(partition), LogSettings::default()).await.unwrap();
-            respond(&log, &testing::run(0..3, 30_000), 50_000).unwrap();
+            let bytes = testing::run(0..3, 30_000);
+            while !log.reserve(bytes.len()) {
+                // The disk pushes back.
+                ring::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            log.release();
+            respond(&log, &bytes, 50_000).unwrap();
             logs.push(log);
         }
         for log in &logs {

@@ -21,6 +21,7 @@ use crate::limits::{
 use crate::log::Log;
 use crate::names::LogId;
 use crate::position::Place;
+use crate::queue::pop_if;
 use crate::segment::Write;
 use crate::signal::Signal;
 
@@ -172,7 +173,7 @@ impl Volume {
     }
 
     /// How many logs are open.
-    pub fn len(&self) -> usize {
+    pub fn log_count(&self) -> usize {
         self.logs.borrow().len()
     }
 
@@ -311,7 +312,7 @@ impl Volume {
             ring::sleep_until(at).await;
             let now = ring::now();
             loop {
-                let due = self.deadlines.borrow_mut().pop_front_if(|(at, _)| *at <= now);
+                let due = pop_if(&mut self.deadlines.borrow_mut(), |(at, _)| *at <= now);
                 let Some((_, log)) = due else { break };
                 log.flags.timed.set(false);
                 log.set_overdue();
@@ -398,19 +399,21 @@ impl Volume {
     async fn write_checkpoint(&self) {
         let sequence = self.sequence.get() + 1;
         self.sequence.set(sequence);
-        let logs = self.logs.borrow();
-        let closed = self.closed.borrow();
-        let closed = closed.iter().filter_map(|(id, entry)| Some((id.clone(), (*entry)?)));
-        let open = logs.values().map(|log| (log.id().clone(), log.entry()));
-        let entries = closed.chain(open).collect();
-        let checkpoint = Checkpoint { boot: self.boot, sequence, entries };
-        drop(logs);
+        let checkpoint = Checkpoint { boot: self.boot, sequence, entries: self.entries() };
         let path = slot_path(&self.path, self.shard, sequence % SLOTS);
         match ring::fs::write(&path, checkpoint.encode()).await {
             Ok(()) => self.counters.borrow_mut().checkpoints += 1,
             // Without it a recovery reads more than it had to; nothing is lost.
             Err(error) => tracing::warn!(path = %path.display(), %error, "checkpoint not written"),
         }
+    }
+
+    /// What is known of every log, open or closed.
+    fn entries(&self) -> BTreeMap<LogId, Entry> {
+        let (logs, closed) = (self.logs.borrow(), self.closed.borrow());
+        let closed = closed.iter().filter_map(|(id, entry)| Some((id.clone(), (*entry)?)));
+        let open = logs.values().map(|log| (log.id().clone(), log.entry()));
+        closed.chain(open).collect()
     }
 
     /// Now and then: how large steps of space may be, whether a full disk has room again, whose
@@ -427,7 +430,9 @@ impl Volume {
             }
             for log in self.logs() {
                 log.retire_due();
-                self.touch(&log);
+                if log.wants_housekeeping() {
+                    self.touch(&log);
+                }
             }
             ring::sleep(HOUSEKEEPING_INTERVAL).await;
         }

@@ -116,7 +116,7 @@ async fn play(steps: Vec<Step>) {
 
 /// The recovered log holds a prefix of what was sent, at least what was flushed, and goes on.
 async fn check(copy: &Path, sent: &Sent, flushed: i64) {
-    let store = super::store(copy).await;
+    let store = store(copy).await;
     let (log, recovered) = open(&store, settings()).await;
     assert_eq!(recovered.corrupt, None);
     let end = recovered.positions.received.0.offset;

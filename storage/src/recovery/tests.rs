@@ -1,0 +1,235 @@
+//! The rules, one by one, and a model of crashes: any subset of unflushed writes survives.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::index::IndexState;
+
+const NO_INDEX: [u64; 3] = [0; 3];
+
+fn seal(base: i64, bytes: u64, next_offset: i64, next_base: i64) -> Seal {
+    Seal { base, bytes, next_offset, next_base, index_bytes: [0; 3], crc: 0, strides: Vec::new() }
+}
+
+fn segment(base: i64, bytes: u64, seal: Option<Seal>) -> FoundSegment {
+    FoundSegment { base, bytes, seal, index_bytes: NO_INDEX }
+}
+
+fn entry(segment: i64, bytes: u64, offset: i64) -> Entry {
+    let replay = Replay {
+        place: Place { segment, bytes, offset },
+        index: IndexState::EMPTY,
+        epoch: None,
+        snapshot: false,
+    };
+    Entry { flushed: replay.place, replay, doubtful: false, ..Entry::UNKNOWN }
+}
+
+fn found(segments: Vec<FoundSegment>, entry: Option<Entry>) -> Found {
+    Found { segments, entry, lost: false, replay_usable: true, start_offset: 0 }
+}
+
+/// Runs a recovery over segments whose good bytes are known: (base, good bytes, next offset).
+fn recover(found: Found, good: &[(i64, u64, i64)], bad: Stopped) -> (Verdict, Vec<Scan>) {
+    let mut recovery = Recovery::new(found);
+    let mut scans = Vec::new();
+    loop {
+        match recovery.step() {
+            Step::Done(verdict) => return (verdict, scans),
+            Step::Scan(scan) => {
+                scans.push(scan);
+                let segment = scan.from.place.segment;
+                let &(_, bytes, offset) = good.iter().find(|g| g.0 == segment).unwrap();
+                let end = bytes.min(scan.to_bytes);
+                let stopped = if end == scan.to_bytes { Stopped::End } else { bad.clone() };
+                let place = Place { segment, bytes: end.max(scan.from.place.bytes), offset };
+                recovery.scanned(Scanned { place, stopped });
+            }
+        }
+    }
+}
+
+fn torn() -> Stopped {
+    Stopped::Bad(AppendError::CrcMismatch { base_offset: 0, position: 0 })
+}
+
+#[test]
+fn only_what_lies_above_the_flushed_place_is_read() {
+    let segments = vec![segment(0, 1000, Some(seal(0, 1000, 10, 10))), segment(10, 8192, None)];
+    let (verdict, scans) =
+        recover(found(segments, Some(entry(10, 4000, 14))), &[(10, 5000, 15)], Stopped::Zeros);
+    assert_eq!(scans.len(), 1);
+    assert_eq!(scans[0].from.place.bytes, 4000);
+    assert_eq!(verdict.end, Place { segment: 10, bytes: 5000, offset: 15 });
+    assert_eq!(verdict.cut, [(10, 5000)]);
+    assert_eq!(verdict.torn_bytes, 0, "prepared zeros are not torn");
+    assert_eq!(verdict.sealed, [(0, 1000)]);
+    assert_eq!(verdict.corrupt, None);
+}
+
+#[test]
+fn bad_bytes_above_the_flushed_place_are_cut() {
+    let segments = vec![segment(0, 8192, None)];
+    let (verdict, _) =
+        recover(found(segments, Some(entry(0, 4000, 14))), &[(0, 4500, 15)], torn());
+    assert_eq!(verdict.cut, [(0, 4500)]);
+    assert_eq!(verdict.torn_bytes, 8192 - 4500);
+    assert_eq!(verdict.corrupt, None);
+}
+
+#[test]
+fn bad_bytes_below_the_flushed_place_are_never_cut() {
+    for bad in [torn(), Stopped::Zeros] {
+        let mut entry = entry(0, 4000, 14);
+        entry.replay.place = Place { segment: 0, bytes: 1000, offset: 4 };
+        let segments = vec![segment(0, 8192, None)];
+        let (verdict, _) = recover(found(segments, Some(entry)), &[(0, 2000, 7)], bad);
+        let corrupt = verdict.corrupt.unwrap();
+        assert_eq!((corrupt.bytes, corrupt.offsets), (2000..4000, 7..14));
+        assert!(verdict.cut.is_empty() && verdict.remove.is_empty());
+    }
+}
+
+#[test]
+fn a_file_shorter_than_flushed_or_missing_is_damage() {
+    let short = vec![segment(0, 3000, None)];
+    let mut entry = entry(0, 4000, 14);
+    entry.replay.place = Place::default();
+    let (verdict, _) = recover(found(short, Some(entry)), &[(0, 3000, 10)], torn());
+    assert_eq!(verdict.corrupt.unwrap().bytes, 3000..4000);
+    let (verdict, _) = recover(found(Vec::new(), Some(entry)), &[], torn());
+    assert_eq!(verdict.corrupt.unwrap().offsets, 0..14);
+    // A finished one below it, likewise.
+    let segments = vec![segment(0, 900, Some(seal(0, 1000, 10, 10))), segment(10, 8192, None)];
+    let good = [(0, 900, 9), (10, 4000, 14)];
+    let (verdict, _) = recover(found(segments, Some(self::entry(10, 4000, 14))), &good, torn());
+    assert_eq!(verdict.corrupt.unwrap().bytes, 900..1000);
+    // A whole one is gone.
+    let segments = vec![
+        segment(0, 1000, Some(seal(0, 1000, 10, 10))),
+        segment(20, 8192, None),
+    ];
+    let (verdict, _) =
+        recover(found(segments, Some(self::entry(20, 4000, 24))), &[(20, 4000, 24)], torn());
+    assert_eq!(verdict.corrupt.unwrap().offsets, 10..20);
+}
+
+#[test]
+fn unreadable_bytes_are_never_cut() {
+    let segments = vec![segment(0, 8192, None)];
+    let (verdict, _) = recover(
+        found(segments, Some(entry(0, 4000, 14))),
+        &[(0, 5000, 15)],
+        Stopped::Unreadable("EIO".to_owned()),
+    );
+    assert_eq!(verdict.corrupt.unwrap().bytes.start, 5000);
+    assert!(verdict.cut.is_empty());
+}
+
+#[test]
+fn a_later_segment_counts_only_if_those_before_are_sealed() {
+    // The tail of the first was lost; the second is whole. It looks like a compaction gap.
+    let segments = vec![segment(0, 8192, None), segment(10, 4096, None)];
+    let good = [(0, 5000, 8), (10, 4096, 12)];
+    let (verdict, _) = recover(found(segments, Some(entry(0, 4000, 7))), &good, Stopped::Zeros);
+    assert_eq!(verdict.end, Place { segment: 0, bytes: 5000, offset: 8 });
+    assert_eq!(verdict.remove, [10]);
+    // The same with a seal that the file does not reach.
+    let segments = vec![segment(0, 8192, Some(seal(0, 6000, 10, 10))), segment(10, 4096, None)];
+    let (verdict, _) = recover(found(segments, Some(entry(0, 4000, 7))), &good, Stopped::Zeros);
+    assert_eq!(verdict.end.bytes, 5000);
+    assert_eq!(verdict.remove, [10]);
+    assert_eq!(verdict.unseal, Some(0));
+    // And with one that it reaches.
+    let segments = vec![segment(0, 5000, Some(seal(0, 5000, 8, 10))), segment(10, 4096, None)];
+    let (verdict, _) = recover(found(segments, Some(entry(0, 4000, 7))), &good, torn());
+    assert_eq!(verdict.end, Place { segment: 10, bytes: 4096, offset: 12 });
+    assert!(verdict.remove.is_empty());
+}
+
+#[test]
+fn a_seal_that_names_another_successor_does_not_admit_this_one() {
+    let segments = vec![segment(0, 5000, Some(seal(0, 5000, 8, 9))), segment(10, 4096, None)];
+    let good = [(0, 5000, 8), (10, 4096, 12)];
+    let (verdict, _) = recover(found(segments, Some(entry(0, 4000, 7))), &good, torn());
+    assert_eq!(verdict.end, Place { segment: 9, bytes: 0, offset: 9 });
+    assert_eq!(verdict.remove, [10]);
+}
+
+#[test]
+fn a_missing_seal_below_the_flushed_segment_is_written_again() {
+    let segments = vec![segment(0, 1000, None), segment(10, 8192, None)];
+    let good = [(0, 1000, 10), (10, 4000, 14)];
+    let (verdict, _) =
+        recover(found(segments, Some(entry(10, 4000, 14))), &good, Stopped::Zeros);
+    assert_eq!(verdict.reseal, [(0, 10)]);
+    assert_eq!(verdict.corrupt, None);
+}
+
+#[test]
+fn with_lost_checkpoints_nothing_is_removed() {
+    let lost = |segments| Found { lost: true, ..found(segments, None) };
+    // Damage in a sealed segment is damage.
+    let sealed = || segment(0, 1000, Some(seal(0, 1000, 10, 10)));
+    let segments = vec![sealed(), segment(10, 8192, None)];
+    let (verdict, scans) = recover(lost(segments), &[(0, 500, 5), (10, 4000, 14)], torn());
+    assert_eq!(verdict.corrupt.unwrap().bytes, 500..1000);
+    assert_eq!(scans.len(), 1);
+    // An unsealed segment in the middle is, too.
+    let segments = vec![segment(0, 1000, None), segment(10, 8192, None)];
+    let (verdict, _) = recover(lost(segments), &[(0, 1000, 10), (10, 4000, 14)], torn());
+    assert!(verdict.corrupt.is_some() && verdict.remove.is_empty());
+    // Everything is read, and the tail of the last is a tail.
+    let segments = vec![sealed(), segment(10, 8192, None)];
+    let (verdict, scans) = recover(lost(segments), &[(0, 1000, 10), (10, 4000, 14)], torn());
+    assert_eq!(scans.len(), 2);
+    assert_eq!(verdict.end.offset, 14);
+}
+
+proptest! {
+    /// A log of segments was written; up to some place it was flushed. Above it any file may have
+    /// lost any tail, any seal may be missing. The result is a prefix, at least what was flushed,
+    /// never CORRUPT.
+    #[test]
+    fn any_loss_above_the_flushed_place_leaves_a_prefix(
+        sizes in prop::collection::vec(2u64..40, 1..6),
+        flushed in any::<prop::sample::Index>(),
+        kept in prop::collection::vec((0u64..50, any::<bool>()), 6),
+    ) {
+        // Batches of 100 bytes and one offset.
+        let starts: Vec<u64> = sizes.iter().scan(0, |sum, s| { let start = *sum; *sum += s; Some(start) }).collect();
+        let total: u64 = sizes.iter().sum();
+        let flushed = flushed.index(total as usize + 1) as u64;
+        let last = starts.iter().rposition(|&start| start <= flushed).unwrap();
+        let flushed_segment = last.min(sizes.len() - 1);
+        let base = starts[flushed_segment];
+        let entry = entry(base as i64, (flushed - base) * 100, flushed as i64);
+        let (mut segments, mut good) = (Vec::new(), Vec::new());
+        let mut whole = 0;
+        let mut gapless = true;
+        for (i, (&start, &size)) in starts.iter().zip(&sizes).enumerate() {
+            let safe = flushed.saturating_sub(start).min(size);
+            let (kept, sealed) = kept[i];
+            let survives = if i < flushed_segment { size } else { kept.clamp(safe, size.max(safe)) };
+            let sealed = i < flushed_segment || (sealed && i + 1 < sizes.len());
+            let seal = sealed.then(|| seal(start as i64, size * 100, (start + size) as i64, (start + size) as i64));
+            let bytes = if i < flushed_segment { size * 100 } else { size * 100 + 4096 };
+            if survives == 0 && !sealed && i > flushed_segment {
+                gapless = false;
+                continue;
+            }
+            if gapless {
+                whole = start + survives;
+                gapless = survives == size && sealed;
+            }
+            segments.push(segment(start as i64, bytes, seal));
+            good.push((start as i64, survives * 100, (start + survives) as i64));
+        }
+        let (verdict, _) = recover(found(segments, Some(entry)), &good, torn());
+        prop_assert_eq!(&verdict.corrupt, &None);
+        prop_assert!(verdict.end.offset as u64 >= flushed);
+        prop_assert_eq!(verdict.end.offset as u64, whole.max(flushed));
+        // What is kept plus what is removed is everything.
+        prop_assert!(verdict.sealed.iter().all(|(base, _)| !verdict.remove.contains(base)));
+    }
+}
