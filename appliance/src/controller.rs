@@ -9,6 +9,7 @@ pub mod link;
 pub mod observe;
 pub mod placement;
 pub mod records;
+pub mod redb;
 pub mod shards;
 pub mod source;
 pub mod status;

@@ -1,12 +1,16 @@
 //! Everything of the binary `understudy` but its `main`.
 
 pub mod admin;
+pub mod boot;
+pub mod check;
+pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod filters;
+pub mod host;
 pub mod http;
+pub mod kafka;
 pub mod metrics;
 pub mod reload;
-#[path = "../../shards/src/control.rs"]
-pub mod shard_port;
+pub use shards::control as shard_port;
 pub mod states;

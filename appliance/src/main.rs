@@ -1,2 +1,5 @@
 //! The binary `understudy`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    appliance::cli::main()
+}

@@ -232,6 +232,13 @@ impl Link {
         self.refresh_soon();
     }
 
+    /// Stops following the source: the node is stopping.
+    pub async fn close(&self) {
+        self.retired.set(true);
+        self.wake.notify_one();
+        self.close_source().await;
+    }
+
     /// Stops for good and closes everything; hands the topics' records back.
     pub async fn retire(&self) -> BTreeMap<String, TopicRecord> {
         self.retired.set(true);

@@ -180,14 +180,14 @@ pub struct PartitionView {
     pub source_end: Option<i64>,
     /// Received and checked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub received_end: Option<i64>,
+    pub received: Option<i64>,
     /// Survives the death of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub written_end: Option<i64>,
+    pub written: Option<i64>,
     /// Survives power loss.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub flushed_end: Option<i64>,
-    /// `source_end - written_end`.
+    pub flushed: Option<i64>,
+    /// `source_end - written`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_records: Option<i64>,
     /// Time since the copy last had all of the source; grows while the source is away.
@@ -327,6 +327,7 @@ impl<'a> Snapshot<'a> {
 
     fn topic(&self, link: &Link, name: &str, topic: &Topic) -> TopicView {
         let follows = topic.record.state != TopicState::FailedOver;
+        let over = matches!(topic.record.state, TopicState::FailingOver | TopicState::FailedOver);
         let partitions: Vec<PartitionView> = topic
             .shards
             .iter()
@@ -335,7 +336,11 @@ impl<'a> Snapshot<'a> {
                 let key = (&**link.name(), name, number as i32);
                 let status = self.partitions.get(&key).copied();
                 let dir = topic.record.partitions[number].display().to_string();
-                self.partition(number as i32, *shard, dir, status, follows)
+                let mut view = self.partition(number as i32, *shard, dir, status, follows);
+                if over && view.state == PartitionState::Sealed.name() {
+                    view.state = topic.record.state.name().to_owned();
+                }
+                view
             })
             .collect();
         let mut totals = totals(partitions.iter());
@@ -385,9 +390,9 @@ impl<'a> Snapshot<'a> {
             leader: status.and_then(|status| status.leader),
             log_start: status.map(|status| status.log_start),
             source_end,
-            received_end: status.map(|status| status.received),
-            written_end: status.map(|status| status.written),
-            flushed_end: status.map(|status| status.flushed),
+            received: status.map(|status| status.received),
+            written: status.map(|status| status.written),
+            flushed: status.map(|status| status.flushed),
             lag_records,
             lag_seconds: lag_ms.map(|ms| ms as f64 / 1000.0),
             rate_bytes_per_second: status.and_then(|status| self.rates.rate(status, self.now_ms)),

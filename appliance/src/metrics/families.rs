@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Error, Result};
 
 /// States a partition is counted by.
-const PARTITION_STATES: [&str; 9] = [
+const PARTITION_STATES: [&str; 11] = [
     "STARTING",
     "ACTIVE",
     "PAUSED",
@@ -22,6 +22,8 @@ const PARTITION_STATES: [&str; 9] = [
     "FAULTED",
     "CORRUPT",
     "SEALED",
+    "FAILING_OVER",
+    "FAILED_OVER",
     "UNKNOWN",
 ];
 

@@ -1,0 +1,255 @@
+//! The command line. But for `run`, `check` and `tune` it is a client of the admin socket.
+//!
+//! Exit codes are stable: 0 done, or it was so already · 1 it failed, and may be run again · 2 the
+//! command or the configuration is wrong · 3 refused in this state · 4 there is no such thing · 5 no
+//! node can be reached · 6 not permitted.
+
+mod arguments;
+mod client;
+mod say;
+mod table;
+
+pub use arguments::{Arguments, Command};
+
+use crate::admin::{Tune, VerbBody, Version};
+use crate::config::Config;
+use crate::controller::status::{LinkView, NodeView};
+use crate::controller::{Ending, Outcome};
+use crate::states::Verb;
+use argh::FromArgs;
+use arguments::{Check, Run, Status, TuneCommand, VerbArguments, VersionCommand};
+use client::Client;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Done, or it was so already.
+const DONE: u8 = 0;
+/// It failed and may be run again.
+const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+const USAGE: u8 = 2;
+/// Refused in this state.
+const REFUSED: u8 = 3;
+/// There is no such thing.
+const NOT_FOUND: u8 = 4;
+/// No node can be reached.
+const UNREACHABLE: u8 = 5;
+/// The admin socket does not let us.
+const NOT_PERMITTED: u8 = 6;
+
+/// What ends a command early: an exit code and a sentence.
+#[derive(Debug)]
+pub struct Stop {
+    code: u8,
+    reason: String,
+}
+
+impl Stop {
+    fn new(code: u8, reason: impl Into<String>) -> Self {
+        Stop { code, reason: reason.into() }
+    }
+}
+
+/// Everything `main` does.
+pub fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let rest = words.get(1..).unwrap_or_default();
+    let arguments = match Arguments::from_args(&["understudy"], rest) {
+        Ok(arguments) => arguments,
+        Err(early) if early.status.is_ok() => {
+            say(&early.output);
+            return ExitCode::from(DONE);
+        }
+        Err(early) => {
+            eprintln!("{}", early.output.trim_end());
+            return ExitCode::from(USAGE);
+        }
+    };
+    match dispatch(arguments.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(stop) => {
+            eprintln!("understudy: {}", stop.reason);
+            ExitCode::from(stop.code)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<u8, Stop> {
+    match command {
+        Command::Run(Run { config }) => run(&config),
+        Command::Check(check) => check_file(&check),
+        Command::Status(command) => status(&command),
+        Command::Pause(command) => verb(Verb::Pause, &command.into()),
+        Command::Resume(command) => verb(Verb::Resume, &command.into()),
+        Command::Failover(command) => {
+            if command.all != command.topics.is_empty() {
+                let reason = "failover takes either --all or --topics";
+                return Err(Stop::new(USAGE, reason));
+            }
+            verb(Verb::Failover, &command.into())
+        }
+        Command::Delete(command) => verb(Verb::Delete, &command.into()),
+        Command::Tune(command) => tune(&command),
+        Command::Version(command) => version(&command),
+    }
+}
+
+fn run(config: &Path) -> Result<u8, Stop> {
+    let loaded = load(config)?;
+    crate::boot::run(loaded, config).map_err(|error| Stop::new(FAILED, error.to_string()))?;
+    Ok(DONE)
+}
+
+fn check_file(check: &Check) -> Result<u8, Stop> {
+    let config = load(&check.config)?;
+    let report = block_on(crate::check::check(&config));
+    match check.json {
+        true => json(&report),
+        false => say(&crate::check::text(&report)),
+    }
+    Ok(if report.good { DONE } else { FAILED })
+}
+
+fn load(path: &Path) -> Result<Config, Stop> {
+    Config::load(path).map_err(|error| Stop::new(USAGE, error.to_string()))
+}
+
+fn status(command: &Status) -> Result<u8, Stop> {
+    let client = Client::find(command.socket.as_deref())?;
+    let (_, body) = block_on(client.get("/v1/status"))?;
+    let mut node: NodeView = parse(&body)?;
+    if let Some(name) = &command.link {
+        node.links.retain(|link| link.name == *name);
+        if node.links.is_empty() {
+            return Err(Stop::new(NOT_FOUND, format!("no link is called {name}")));
+        }
+    }
+    match command.json {
+        true => json(&node),
+        false => say(&table::status(&node, client.socket())),
+    }
+    Ok(DONE)
+}
+
+fn verb(verb: Verb, arguments: &VerbArguments) -> Result<u8, Stop> {
+    let client = Client::find(arguments.socket.as_deref())?;
+    let topics: Vec<String> = arguments
+        .topics
+        .iter()
+        .flat_map(|list| list.split(','))
+        .map(|topic| topic.trim().to_owned())
+        .filter(|topic| !topic.is_empty())
+        .collect();
+    if !arguments.topics.is_empty() && topics.is_empty() {
+        return Err(Stop::new(USAGE, "--topics names no topic"));
+    }
+    let body = VerbBody {
+        dry_run: arguments.dry_run,
+        force: arguments.force,
+        topics: (!topics.is_empty()).then_some(topics),
+    };
+    let mut worst = DONE;
+    for link in block_on(links_meant(&client, verb, arguments))? {
+        let path = format!("/v1/links/{link}/{}", verb.name());
+        let (status, answer) = block_on(client.post(&path, &body))?;
+        let code = match status {
+            200 | 409 | 404 | 503 if answer.get("ending").is_some() => {
+                let outcome: Outcome = parse(&answer)?;
+                match arguments.json {
+                    true => json(&outcome),
+                    false => say(&say::outcome(&link, &outcome)),
+                }
+                match outcome.ending {
+                    Ending::Done | Ending::Unchanged => DONE,
+                    Ending::Refused => REFUSED,
+                    Ending::NotFound => NOT_FOUND,
+                    Ending::Failed => FAILED,
+                }
+            }
+            _ => return Err(client::refused(status, &answer)),
+        };
+        worst = worst.max(code);
+    }
+    Ok(worst)
+}
+
+/// The link named, the only one there is, or, for `failover --all` alone, every link: at three in
+/// the morning nobody should have to look its name up.
+async fn links_meant(
+    client: &Client,
+    verb: Verb,
+    arguments: &VerbArguments,
+) -> Result<Vec<String>, Stop> {
+    if let Some(link) = &arguments.link {
+        return Ok(vec![link.clone()]);
+    }
+    let (_, body) = client.get("/v1/links").await?;
+    let links: Vec<LinkView> = parse(&body)?;
+    let names: Vec<String> = links.into_iter().map(|link| link.name).collect();
+    if names.len() == 1 || (verb == Verb::Failover && arguments.topics.is_empty()) {
+        return Ok(names);
+    }
+    Err(Stop::new(USAGE, format!("name the link: {}", names.join(", "))))
+}
+
+fn tune(command: &TuneCommand) -> Result<u8, Stop> {
+    let tune: Tune = match &command.config {
+        Some(path) => crate::host::tune(&load(path)?),
+        None => match Client::find(command.socket.as_deref()) {
+            Ok(client) => parse(&block_on(client.get("/v1/tune"))?.1)?,
+            Err(stop) if command.socket.is_some() => return Err(stop),
+            Err(_) => crate::host::tune_without_config(),
+        },
+    };
+    match command.json {
+        true => json(&tune),
+        false => say(&tune.text),
+    }
+    let bad = tune.findings.iter().any(|finding| finding["severity"] == "error");
+    Ok(if bad { FAILED } else { DONE })
+}
+
+fn version(command: &VersionCommand) -> Result<u8, Stop> {
+    let version = Version { version: env!("CARGO_PKG_VERSION").to_owned(), ready: false };
+    match command.json {
+        true => json(&serde_json::json!({ "version": version.version })),
+        false => say(&format!("understudy {}\n", version.version)),
+    }
+    Ok(DONE)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Result<T, Stop> {
+    serde_json::from_value(value.clone()).map_err(|error| {
+        Stop::new(FAILED, format!("the node's answer is not as expected ({error}): other version?"))
+    })
+}
+
+fn json(value: &impl serde::Serialize) {
+    let text = serde_json::to_string_pretty(value).expect("answers have string keys only");
+    say(&format!("{text}\n"));
+}
+
+/// Prints; a reader that has gone away (`| head`) is no error.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime needs only memory and descriptors").block_on(future)
+}
+
+/// Where the admin socket may be, in the order tried.
+fn socket_candidates() -> Vec<PathBuf> {
+    let mut places = vec![PathBuf::from("/run/understudy/admin.sock")];
+    if let Some(folder) = std::env::var_os("XDG_RUNTIME_DIR") {
+        places.push(Path::new(&folder).join("understudy/admin.sock"));
+    }
+    places.push(PathBuf::from("./understudy-data/admin.sock"));
+    places
+}
+
+#[cfg(test)]
+mod tests;
