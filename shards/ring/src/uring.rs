@@ -27,6 +27,8 @@ use crate::time::Instant;
 
 mod setup;
 mod system;
+#[cfg(test)]
+pub use setup::explain;
 pub use system::{close_descriptor, free_bytes, sync_filesystem, thread_cpu};
 
 /// The eventfd read that other threads complete to wake this one.

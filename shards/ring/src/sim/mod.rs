@@ -53,7 +53,7 @@ use std::time::Duration;
 
 use crate::driver::Wait;
 use crate::executor::{Config, Executor, Share, Task, spawn};
-use crate::memory::Arena;
+use crate::memory::{Arena, MemoryUse};
 use crate::time::Instant;
 
 pub mod disk;
@@ -275,19 +275,22 @@ impl Simulation {
     // Ends and accidents.
 
     /// Stops an executor as [`run`](crate::run) does at its end: its tasks are dropped, and the
-    /// world runs until nothing of it is in flight.
+    /// world runs until nothing of it is in flight. What its arena has still lent out then is in
+    /// the hands of the caller, or leaked.
     ///
     /// # Panics
     /// If it is dead, or if something of it never ends.
-    pub fn stop(&mut self, which: ExecutorId) {
+    pub fn stop(&mut self, which: ExecutorId) -> MemoryUse {
         let executor = self.executors[which.0].executor.clone().expect("a live executor");
         executor.enter(|| executor.drop_tasks());
         self.run_until(|sim| {
             let idle = sim.world.borrow().in_flight(which) == 0;
             idle && !executor.has_ready() && !executor.has_messages()
         });
+        let left = executor.arena().in_use();
         drop(executor);
         self.bury(which, false);
+        left
     }
 
     /// Kills one process, as `kill -9` does: what it wrote is there, what it had under way may

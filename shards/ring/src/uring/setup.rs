@@ -75,4 +75,3 @@ pub fn register(ring: &IoUring, arena: &Arena) -> Registered {
     let registered = unsafe { ring.submitter().register_buffers(&ranges) }.is_ok();
     Registered { base: base.addr(), len, registered }
 }
-
