@@ -18,7 +18,7 @@ mod fetching;
 
 use crate::error::{DecodeError, NetError};
 use crate::frame::{self, FrameError, LENGTH_BYTES};
-use crate::limits::{CONTROL_RESPONSE_BYTES_MAX, HEAD_BYTES};
+use crate::limits::{HEAD_BYTES, SHARD_RESPONSE_BYTES_MAX};
 use crate::messages::{self, ControlRequest};
 use crate::transport::Transport;
 use crate::versions::{Api, Negotiation, NegotiationError, Step, Versions};
@@ -247,7 +247,7 @@ impl Connection {
             frame.extend_from_slice(&self.head()[..bytes]);
         }
         let prefix = *frame.first_chunk().expect("a length has come");
-        let length = frame::response_length(prefix, CONTROL_RESPONSE_BYTES_MAX)
+        let length = frame::response_length(prefix, SHARD_RESPONSE_BYTES_MAX)
             .map_err(|e| malformed(self, e))?;
         // The buffer grows with what arrives, not with what was claimed.
         while frame.len() < LENGTH_BYTES + length {

@@ -3,6 +3,9 @@
 /// The largest control response (Metadata of a very large cluster) that is accepted, in bytes.
 pub const CONTROL_RESPONSE_BYTES_MAX: usize = 64 << 20;
 
+/// The same on a data shard, which asks for no more than offsets of its own partitions.
+pub const SHARD_RESPONSE_BYTES_MAX: usize = 8 << 20;
+
 /// The largest fetch response that is accepted, in bytes. Nothing is allocated on its word: the
 /// bound only tells a sane frame from a desynchronised stream.
 pub const FETCH_RESPONSE_BYTES_MAX: usize = 1 << 30;

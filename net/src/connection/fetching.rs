@@ -244,14 +244,17 @@ impl Connection {
         self.counters.memory_waits += 1;
         let limit = self.options.memory_limit;
         let now = ring::now();
+        let again = answer.starved_since.is_some();
         let starved = now.since(*answer.starved_since.get_or_insert(now));
         let waited = ring::timeout(limit.saturating_sub(starved), sink.memory(bytes)).await;
+        if again {
+            // The sink was wrongly hopeful: there is memory, but not what it needs.
+            ring::sleep(HOPEFUL_PAUSE).await;
+        }
         answer.pace.excused += ring::now().since(now);
         if waited.is_err() || starved >= limit {
             return Err(NetError::NoMemory { peer: self.peer.clone(), bytes, limit });
         }
-        // A sink that is wrongly hopeful must not keep the executor from its other tasks.
-        ring::yield_now().await;
         Ok(())
     }
 
@@ -259,5 +262,8 @@ impl Connection {
         NetError::Fetch { peer: self.peer.clone(), version, source }
     }
 }
+
+/// How long a sink is left alone whose memory came and did not do.
+const HOPEFUL_PAUSE: Duration = Duration::from_millis(1);
 
 const _: () = assert!(OVERSHOOT_BYTES > LENGTH_BYTES);

@@ -65,6 +65,7 @@ struct Collect {
     skip: Option<u32>,
     skip_rest: Option<u32>,
     lent: usize,
+    memory_comes_after: Duration,
 }
 
 #[derive(Debug)]
@@ -85,6 +86,7 @@ impl Collect {
             skip: None,
             skip_rest: None,
             lent: 0,
+            memory_comes_after: Duration::ZERO,
         }
     }
 
@@ -128,7 +130,9 @@ impl RecordSink for Collect {
         (copied, self.add(&bytes[..copied]))
     }
 
-    async fn memory(&mut self, _bytes: usize) {}
+    async fn memory(&mut self, _bytes: usize) {
+        ring::sleep(self.memory_comes_after).await;
+    }
 
     fn end(&mut self, end: End) {
         let last = self.taken.last_mut().expect("a partition");
@@ -220,6 +224,24 @@ fn a_sink_without_memory_is_waited_for() {
             assert!(taken.records == noise(number, bytes), "partition {number}");
         }
         assert!(connection.counters().memory_waits > 5);
+    });
+}
+
+/// The limit is for finding memory once: an answer may wait for memory longer than that in all.
+#[test]
+fn waiting_for_memory_starts_anew_with_every_progress() {
+    let address = serve(12, 5000, |_| Reply::Body(encoded(&response(12, 9, &[140_000]), 12)));
+    on_ring(async move {
+        let memory_limit = Duration::from_millis(500);
+        let options = ConnectOptions { memory_limit, ..Default::default() };
+        let mut connection = Connection::connect(address, options).await.expect("connects");
+        let mut sink = Collect::new();
+        (sink.starve, sink.lend_max) = (2, 500);
+        sink.memory_comes_after = Duration::from_millis(8);
+        let since = ring::now();
+        connection.fetch(&mut session(1), &LIMITS, &mut sink).await.expect("fetches");
+        assert!(ring::now().since(since) > memory_limit, "too quick to show anything");
+        assert!(sink.taken[0].records == noise(0, 140_000));
     });
 }
 

@@ -2,6 +2,7 @@
 
 use crate::codes::ErrorCode;
 use crate::error::DecodeError;
+use crate::limits::TOPIC_NAME_BYTES_MAX;
 use kafka_protocol::messages::MetadataResponse;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
@@ -142,24 +143,53 @@ fn broker(row: MetadataResponseBroker) -> Result<Broker, DecodeError> {
 }
 
 fn topic(row: MetadataResponseTopic) -> Result<TopicMetadata, DecodeError> {
-    let nameless = || DecodeError::Content("a topic without a name".to_owned());
+    let name = row.name.map(|name| name.to_string()).unwrap_or_default();
+    if !is_topic_name(&name) {
+        return Err(DecodeError::Content(format!("{name:?} is no topic's name")));
+    }
     Ok(TopicMetadata {
-        name: row.name.ok_or_else(nameless)?.to_string(),
+        name,
         id: (!row.topic_id.is_nil()).then_some(row.topic_id),
         error: ErrorCode(row.error_code),
         internal: row.is_internal,
-        partitions: row.partitions.into_iter().map(partition).collect(),
+        partitions: row.partitions.into_iter().map(partition).collect::<Result<_, _>>()?,
         rights: Rights::from_wire(row.topic_authorized_operations),
     })
 }
 
-fn partition(row: MetadataResponsePartition) -> PartitionMetadata {
-    PartitionMetadata {
+/// Kafka's own rule. Names become folders, so nothing else may pass.
+fn is_topic_name(name: &str) -> bool {
+    let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    (1..=TOPIC_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(legal)
+        && !matches!(name, "." | "..")
+}
+
+fn partition(row: MetadataResponsePartition) -> Result<PartitionMetadata, DecodeError> {
+    if row.partition_index < 0 {
+        return Err(DecodeError::Content(format!("partition {}", row.partition_index)));
+    }
+    Ok(PartitionMetadata {
         partition: row.partition_index,
         error: ErrorCode(row.error_code),
         leader: (row.leader_id.0 >= 0).then_some(row.leader_id.0),
         leader_epoch: row.leader_epoch,
         replicas: row.replica_nodes.iter().map(|id| id.0).collect(),
         in_sync: row.isr_nodes.iter().map(|id| id.0).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_their_folder_are_refused() {
+        for good in ["a", "orders.v1_X-2", "...", "__consumer_offsets", &"x".repeat(249)] {
+            assert!(is_topic_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "../a", "a\0b", "ä", "a b", &"x".repeat(250)] {
+            assert!(!is_topic_name(bad), "{bad:?}");
+        }
     }
 }

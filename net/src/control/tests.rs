@@ -145,7 +145,7 @@ fn a_connection_that_broke_is_opened_again_once() {
 
 #[test]
 fn lies_are_errors_with_the_address() {
-    let lies: [fn() -> Reply; 5] = [
+    let lies: [fn() -> Reply; 6] = [
         || Reply::Raw(vec![0x7f, 0xff, 0xff, 0xff]),
         || Reply::Raw(vec![0, 0, 0, 4, 1, 2, 3, 4]),
         || Reply::Body(vec![0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f]),
@@ -153,6 +153,11 @@ fn lies_are_errors_with_the_address() {
         || {
             let mut lying = cluster(1);
             lying.brokers[0].port = 70_000;
+            Reply::Body(encoded(&lying, 13))
+        },
+        || {
+            let mut lying = cluster(1);
+            lying.topics[0].name = Some(StrBytes::from_static_str("../../etc").into());
             Reply::Body(encoded(&lying, 13))
         },
     ];

@@ -163,7 +163,8 @@ impl FetchSession {
     }
 
     /// Makes a partition known under a key of the caller's choice (small: keys index a table). It
-    /// is not wanted yet. Panics when the key is in use or not below [`PARTITION_KEYS_MAX`], when
+    /// is not wanted yet. A name under a new id takes the old topic's place, whose partitions are
+    /// no longer wanted and are to be removed. Panics when the key is in use or not below [`PARTITION_KEYS_MAX`], when
     /// the partition is known under another key, or when the name is no topic's.
     pub fn add(&mut self, key: u32, topic: TopicName<'_>, partition: i32) {
         assert!(key < PARTITION_KEYS_MAX, "partition key {key}");
@@ -373,12 +374,16 @@ impl FetchSession {
     }
 
     fn topic_slot(&mut self, topic: TopicName<'_>) -> u32 {
-        if let Some(&at) = self.by_name.get(topic.name) {
-            if self.topics[at as usize].id == topic.id {
-                return at;
+        if let Some(&old) = self.by_name.get(topic.name) {
+            if self.topics[old as usize].id == topic.id {
+                return old;
             }
-            // The same name under another id: requests by name could not tell them apart.
+            // Requests by name could not tell them apart, and of the two only this one exists.
             self.lost();
+            for at in 0..self.topics[old as usize].partitions.len() {
+                let slot = self.topics[old as usize].partitions[at].1;
+                self.set(slot, None);
+            }
         }
         let name: Rc<str> = topic.name.into();
         let fresh = Topic { name: name.clone(), id: topic.id, partitions: Vec::new() };

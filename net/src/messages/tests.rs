@@ -223,3 +223,19 @@ fn countless_tagged_fields_are_refused() {
     let refused = guard::check(ApiVersionsRequest::ANSWER, 3, &body);
     assert_eq!(refused, Err(GuardError::TooManyTags));
 }
+
+#[test]
+fn known_tagged_fields_have_the_size_of_their_content_and_come_once() {
+    let epoch = [1, 8, 0, 0, 0, 0, 0, 0, 0, 9];
+    let message = |tags: &[u8]| {
+        let mut body = vec![0, 0, 1, 0, 0, 0, 0];
+        body.extend_from_slice(tags);
+        guard::check(ApiVersionsRequest::ANSWER, 3, &body)
+    };
+    let once: Vec<u8> = [&[1], &epoch[..]].concat();
+    assert_eq!(message(&once), Ok(()));
+    let twice: Vec<u8> = [&[2], &epoch[..], &epoch[..]].concat();
+    assert_eq!(message(&twice), Err(GuardError::BadTag(1)));
+    let longer: Vec<u8> = [&[1, 1, 9], &epoch[2..], &[0]].concat();
+    assert_eq!(message(&longer), Err(GuardError::BadTag(1)));
+}

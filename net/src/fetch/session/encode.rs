@@ -2,12 +2,10 @@
 
 use super::{Asked, FetchSession, NONE, Phase, Slot, Topic};
 use crate::fetch::request::{put_count, put_no_tags, put_partition, put_topic};
-use crate::fetch::response::TOPIC_IDS_SINCE;
 
 impl FetchSession {
     pub(super) fn encode_full(&mut self, version: i16, out: &mut Vec<u8>) -> Asked {
         self.settle_dirty(|_| {});
-        let by_name = version < TOPIC_IDS_SINCE;
         for slot in &mut self.slots {
             slot.sent = None;
         }
@@ -17,11 +15,7 @@ impl FetchSession {
         let rotation = self.rotation;
         self.rotation = rotation.wrapping_add(1);
         let start = if self.topics.is_empty() { 0 } else { rotation % self.topics.len() };
-        // By name only the newest topic of that name can be meant.
-        let in_turn = (start..self.topics.len()).chain(0..start).filter(|&at| {
-            let topic = &self.topics[at];
-            !by_name || self.by_name.get(&topic.name) == Some(&(at as u32))
-        });
+        let in_turn = (start..self.topics.len()).chain(0..start);
         let topics = in_turn.clone().filter(|&at| listed(&self.slots, &self.topics[at]) > 0);
         put_count(out, version, topics.count());
         let mut wanted = 0;

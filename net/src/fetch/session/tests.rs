@@ -354,9 +354,10 @@ fn a_topic_without_id_brings_names_back_and_starts_over() {
 fn a_recreated_topic_is_asked_for_by_its_new_id_alone() {
     for newest in [10, 17] {
         let mut session = established(1);
+        session.add(1, TopicName { name: "t", id: id_of(2, true) }, 0);
+        session.want(1, wanted(0));
+        assert_eq!((session.wanted(0), session.wanted_count()), (None, 1));
         session.remove(0);
-        session.add(0, TopicName { name: "t", id: id_of(2, true) }, 0);
-        session.want(0, wanted(0));
         let (asked, _, request) = ask(&mut session, newest);
         assert_eq!(asked, Asked { full: true, wanted: 1, forgotten: 0 });
         assert_eq!(request.topics.len(), 1);
