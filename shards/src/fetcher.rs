@@ -300,7 +300,7 @@ impl Fetcher {
         let wanted = Wanted {
             fetch_offset: positions.received.0.offset,
             last_fetched_epoch: positions.last_epoch.unwrap_or(-1),
-            leader_epoch: partition.leader.get().map_or(-1, |(_, epoch)| epoch),
+            leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
             max_bytes: PARTITION_BYTES_MAX,
         };
         self.session.want(key, wanted);

@@ -16,7 +16,7 @@ use crate::budget::{Budget, Reserved};
 use crate::control::{ClusterView, Event, FaultCode, LinkSettings};
 use crate::fetcher::{Fetcher, FetcherShared, Kind};
 use crate::limits::POOL_INTERVAL;
-use crate::partition::{Condition, Partition};
+use crate::partition::{Condition, Leader, Partition};
 use crate::pool::{Interval, connections_wanted};
 use crate::shard::Shard;
 
@@ -27,8 +27,8 @@ pub struct Link {
     settings: RefCell<LinkSettings>,
     paused: Cell<bool>,
     view: RefCell<Arc<ClusterView>>,
-    /// Who leads what, by topic and partition: broker and epoch.
-    leaders: RefCell<HashMap<(Arc<str>, i32), (i32, i32)>>,
+    /// Who leads what, by topic and partition.
+    leaders: RefCell<HashMap<(Arc<str>, i32), Leader>>,
     partitions: RefCell<HashMap<u64, Rc<Partition>>>,
     brokers: RefCell<HashMap<i32, BrokerPool>>,
     retries: RefCell<Vec<Rc<Partition>>>,
@@ -107,9 +107,9 @@ impl Link {
         leaders.clear();
         for topic in &view.topics {
             for partition in &topic.partitions {
-                if let Some(leader) = partition.leader {
+                if let Some(broker) = partition.leader {
                     let key = (Arc::clone(&topic.topic), partition.partition);
-                    leaders.insert(key, (leader, partition.leader_epoch));
+                    leaders.insert(key, Leader { broker, epoch: partition.leader_epoch });
                 }
             }
         }
@@ -140,7 +140,7 @@ impl Link {
         let key = (Arc::clone(&partition.key.topic), partition.key.partition);
         let leader = self.leaders.borrow().get(&key).copied();
         let before = partition.leader.replace(leader);
-        let Some((broker, _)) = leader else {
+        let Some(Leader { broker, .. }) = leader else {
             self.detach(partition);
             let reason = "the source names no leader for it".to_owned();
             partition.no_leader(reason, ring::wall_ms());
@@ -229,7 +229,8 @@ impl Link {
     /// Partitions whose time has come are tried again.
     pub fn retry_due(self: &Rc<Self>) {
         let now_ms = ring::wall_ms();
-        for partition in std::mem::take(&mut *self.retries.borrow_mut()) {
+        let waiting = self.retries.take();
+        for partition in waiting {
             partition.retry_due(now_ms);
             match partition.condition() {
                 Condition::Waiting { .. } => self.retries.borrow_mut().push(partition),

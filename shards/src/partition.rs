@@ -43,10 +43,18 @@ pub struct Partition {
     pub full_answers: Cell<u32>,
     /// Far behind: it belongs on a backfill connection.
     pub backfill: Cell<bool>,
-    pub leader: Cell<Option<(i32, i32)>>,
+    pub leader: Cell<Option<Leader>>,
     source: Cell<Source>,
     bytes_received: Cell<u64>,
     records_received: Cell<u64>,
+}
+
+/// Who leads a partition at the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leader {
+    pub broker: i32,
+    /// −1 when unknown.
+    pub epoch: i32,
 }
 
 /// What the source said last.
@@ -335,8 +343,8 @@ impl Partition {
             caught_up_at_ms,
             bytes_received: self.bytes_received.get(),
             records_received: self.records_received.get(),
-            leader: self.leader.get().map(|(id, _)| id),
-            leader_epoch: self.leader.get().map(|(_, epoch)| epoch),
+            leader: self.leader.get().map(|leader| leader.broker),
+            leader_epoch: self.leader.get().map(|leader| leader.epoch),
         }
     }
 

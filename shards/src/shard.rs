@@ -471,5 +471,8 @@ impl Shard {
             link.pause().await;
         }
         self.store.close().await;
+        // Links point back here: without this the shard, and the lock on its directories, leaks.
+        self.links.borrow_mut().clear();
+        self.partitions.borrow_mut().clear();
     }
 }

@@ -123,7 +123,7 @@ impl<'a> Sink<'a> {
         }
         log.begin(AppendLimits {
             high_watermark: head.high_watermark,
-            leader_epoch: partition.leader.get().map_or(-1, |(_, epoch)| epoch),
+            leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
         });
         self.now = Now::Appending(Appending {
             before: log.positions().received.0.offset,
@@ -243,8 +243,8 @@ impl RecordSink for Sink<'_> {
         }
     }
 
-    fn memory(&mut self, bytes: usize) -> impl Future<Output = ()> {
-        async move { drop(ring::lease(bytes.min(ring::BLOCK), Class::Records).await) }
+    async fn memory(&mut self, bytes: usize) {
+        drop(ring::lease(bytes.min(ring::BLOCK), Class::Records).await);
     }
 
     fn end(&mut self, end: End) {

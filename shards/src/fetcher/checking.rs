@@ -64,7 +64,7 @@ impl Fetcher {
                 let wanted = Wanted {
                     fetch_offset: last.base_offset,
                     last_fetched_epoch: -1,
-                    leader_epoch: partition.leader.get().map_or(-1, |(_, epoch)| epoch),
+                    leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
                     max_bytes: i32::try_from(last.bytes).unwrap_or(i32::MAX),
                 };
                 member.stage = Stage::Comparing { ours: last, theirs: Vec::new() };
@@ -141,14 +141,15 @@ impl Fetcher {
         if connection.versions().newest(Api::OffsetForLeaderEpoch).is_none() {
             return Ok(());
         }
-        let mut asking: Vec<(u32, Rc<Partition>, Rc<Log>, i32, i64)> = Vec::new();
+        let mut asking: Vec<EpochCheck> = Vec::new();
         for key in keys {
             let Some(member) = self.member(*key) else { continue };
             let Some(log) = member.partition.log() else { continue };
             let positions = log.positions();
             if let Some(epoch) = positions.last_epoch {
                 let end = positions.received.0.offset;
-                asking.push((*key, Rc::clone(&member.partition), log, epoch, end));
+                let partition = Rc::clone(&member.partition);
+                asking.push(EpochCheck { key: *key, partition, log, epoch, end });
             }
         }
         for _ in 0..EPOCH_STEPS_MAX {
@@ -157,17 +158,18 @@ impl Fetcher {
             }
             let questions: Vec<EpochQuestion<'_>> = asking
                 .iter()
-                .map(|(_, partition, _, epoch, _)| EpochQuestion {
+                .map(|EpochCheck { partition, epoch, .. }| EpochQuestion {
                     topic: &partition.key.topic,
                     partition: partition.key.partition,
-                    leader_epoch: partition.leader.get().map_or(-1, |(_, epoch)| epoch),
+                    leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
                     epoch: *epoch,
                 })
                 .collect();
             let answers = connection.epoch_ends(&questions).await?;
             drop(questions);
             let mut again = Vec::new();
-            for ((key, partition, log, epoch, end), answer) in asking.into_iter().zip(answers) {
+            for (check, answer) in asking.into_iter().zip(answers) {
+                let EpochCheck { key, partition, log, epoch, end } = check;
                 let theirs = match answer {
                     Ok(theirs) => (theirs.epoch, theirs.end_offset),
                     Err(code) => {
@@ -181,13 +183,13 @@ impl Fetcher {
                         self.diverged(key, &partition, &log, common_end).await;
                     }
                     Epochs::Older { epoch, common_end } => {
-                        again.push((key, partition, log, epoch, common_end));
+                        again.push(EpochCheck { key, partition, log, epoch, end: common_end });
                     }
                 }
             }
             asking = again;
         }
-        for (key, ..) in asking {
+        for EpochCheck { key, .. } in asking {
             self.wait_and_retry(key, "the source's leader epochs make no sense".to_owned());
         }
         Ok(())
@@ -287,6 +289,16 @@ impl Fetcher {
     }
 }
 
+/// An epoch of ours whose end is asked for.
+struct EpochCheck {
+    key: u32,
+    partition: Rc<Partition>,
+    log: Rc<Log>,
+    epoch: i32,
+    /// Where the epoch ends here.
+    end: i64,
+}
+
 async fn list_offsets(
     connection: &mut Connection,
     partitions: &[Rc<Partition>],
@@ -300,7 +312,7 @@ async fn list_offsets(
         .map(|partition| OffsetQuestion {
             topic: &partition.key.topic,
             partition: partition.key.partition,
-            leader_epoch: partition.leader.get().map_or(-1, |(_, epoch)| epoch),
+            leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
             timestamp,
         })
         .collect();

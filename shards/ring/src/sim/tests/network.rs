@@ -53,7 +53,7 @@ async fn receive(stream: &Stream, bytes: usize, all: bool) -> io::Result<Vec<u8>
 
 #[test]
 fn a_stream_keeps_every_byte_in_order() {
-    const BYTES: usize = 200_000;
+    const BYTES: usize = if cfg!(miri) { 20_000 } else { 200_000 };
     for_seeds(0, SEEDS.min(30), |seed| {
         let mut faults = Faults::default();
         faults.network.window_bytes = 10_000;

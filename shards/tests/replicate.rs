@@ -1,0 +1,223 @@
+//! One shard follows the embedded source, on the real ring and a real disk.
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{LINK, Rig, settings};
+use shards::control::*;
+use source::{Config, Fault, Growth, Target, TopicSpec, serve};
+
+fn topic(name: &str, partitions: i32, batches: u64) -> TopicSpec {
+    TopicSpec::new(name, partitions, batches).with_batches(7, 20_000, 16)
+}
+
+#[test]
+fn everything_is_copied_and_goes_on_after_a_restart() {
+    let orders = topic("orders", 8, 300);
+    let tiny = TopicSpec::new("tiny", 3, 500).with_batches(9, 200, 1);
+    let empty = topic("empty", 2, 0);
+    let config = Config::loopback(2)
+        .with_topic(orders.clone())
+        .with_topic(tiny.clone())
+        .with_topic(empty.clone());
+    let mut rig = Rig::new(serve(config).expect("a source"), &[&orders, &tiny, &empty], settings());
+    rig.until_caught_up();
+    rig.stop();
+    rig.assert_equal();
+
+    for partition in 0..8 {
+        rig.source.cluster().append("orders", partition, 41).expect("appends");
+    }
+    rig.source.cluster().append("empty", 1, 3).expect("appends");
+    rig.start();
+    rig.until_caught_up();
+    assert!(rig.status().partitions.iter().all(|p| p.state == PartitionState::Active));
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
+fn records_arrive_while_the_source_grows() {
+    let growing = topic("growing", 4, 0).with_growth(Growth {
+        backlog_batches: 10,
+        bytes_per_second: 4e6,
+        batches_max: 400,
+    });
+    let source = serve(Config::loopback(1).with_topic(growing.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&growing], settings());
+    rig.until("400 batches", |status| status.partitions.iter().all(|p| p.flushed == 400 * 16));
+    let status = rig.status();
+    assert!(status.partitions.iter().all(|p| p.caught_up_at_ms.is_some()));
+    assert!(status.stats.bytes_received >= 4 * 400 * 20_000);
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
+fn leaders_move_and_brokers_go_away() {
+    let orders = topic("orders", 6, 100);
+    let source = serve(Config::loopback(3).with_topic(orders.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until_caught_up();
+    for partition in 0..6 {
+        rig.move_leader("orders", partition, (partition as usize + 1) % 3);
+        rig.source.cluster().append("orders", partition, 50).expect("appends");
+    }
+    rig.until_caught_up();
+    rig.source.stop_broker(1).expect("stops");
+    for partition in [0, 3] {
+        rig.source.cluster().append("orders", partition, 20).expect("appends");
+        rig.move_leader("orders", partition, 2);
+    }
+    rig.until_caught_up();
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
+fn one_partitions_corrupt_batch_stops_no_other() {
+    let orders = topic("orders", 4, 100);
+    let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+    source.cluster().inject(
+        Target::partition("orders", 2),
+        Fault::FlipBit { byte: 1000, bit: 3 },
+        None,
+    );
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until("trouble and three healthy ones", |status| {
+        status.partitions.iter().all(|p| match p.key.partition {
+            2 => p.state == PartitionState::Retrying,
+            _ => p.flushed == 1600,
+        })
+    });
+    let sick = rig.partition("orders", 2);
+    assert!(sick.reason.expect("a reason").contains("CRC"), "the reason names the checksum");
+    assert!(sick.retry_at_ms.is_some());
+    assert_eq!(sick.received, 0);
+    rig.source.cluster().clear_faults();
+    rig.until_caught_up();
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
+fn sealing_works_with_the_source_dead_and_is_final() {
+    let orders = topic("orders", 3, 200);
+    let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until_caught_up();
+    rig.source.stop_broker(0).expect("stops");
+    let topics = vec!["orders".into()];
+    let sealed = rig.ask(|reply| Command::Seal { link: LINK.into(), topics, reply });
+    assert_eq!(sealed.len(), 3);
+    for partition in &sealed {
+        assert_eq!((partition.end_offset, &partition.error), (3200, &None));
+    }
+    rig.source.start_broker(0).expect("starts");
+    rig.source.cluster().append("orders", 0, 5).expect("appends");
+    rig.tell(Command::Resume { link: LINK.into(), topics: None });
+    rig.tell_leaders();
+    std::thread::sleep(Duration::from_millis(300));
+    let status = rig.partition("orders", 0);
+    assert_eq!((status.state, status.received), (PartitionState::Sealed, 3200));
+    rig.stop();
+}
+
+#[test]
+fn a_paused_link_has_no_socket_open() {
+    let orders = topic("orders", 4, 50);
+    let source = serve(Config::loopback(2).with_topic(orders.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until_caught_up();
+    assert!(rig.source.connections(0) > 0);
+    rig.ask(|reply| Command::Pause { link: LINK.into(), topics: None, reply });
+    rig.until("closed sockets", |_| true);
+    let begun = std::time::Instant::now();
+    while rig.source.connections(0) + rig.source.connections(1) > 0 {
+        // Its threads notice the end of the stream when they are scheduled.
+        assert!(begun.elapsed() < Duration::from_secs(10), "a socket stays open");
+        std::thread::yield_now();
+    }
+    rig.source.cluster().append("orders", 1, 10).expect("appends");
+    rig.tell_leaders();
+    assert_eq!(rig.source.connections(0) + rig.source.connections(1), 0);
+    rig.tell(Command::Resume { link: LINK.into(), topics: None });
+    rig.until_caught_up();
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
+fn a_source_that_lost_records_is_found_and_cut_only_when_allowed() {
+    let orders = topic("orders", 2, 100);
+    let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until_caught_up();
+    rig.source.cluster().lose_tail("orders", 1, 1280).expect("loses");
+    rig.source.cluster().append("orders", 1, 40).expect("appends");
+    rig.tell_leaders();
+    rig.until("divergence", |status| {
+        status.partitions[1].state == PartitionState::Faulted(FaultCode::Diverged)
+    });
+    let reason = rig.partition("orders", 1).reason.expect("a reason");
+    assert!(reason.contains("1280") && reason.contains("1600"), "both offsets are named: {reason}");
+    assert_eq!(rig.partition("orders", 1).received, 1600, "nothing was cut");
+
+    rig.settings.allow_truncation = true;
+    rig.tell(Command::Link { link: LINK.into(), settings: rig.settings.clone() });
+    rig.tell(Command::Resume { link: LINK.into(), topics: Some(vec!["orders".into()]) });
+    rig.until_caught_up();
+    assert!(
+        rig.seen
+            .iter()
+            .any(|event| { matches!(event, Event::Truncated { from: 1280, to: 1600, .. }) })
+    );
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
+fn a_source_that_trimmed_its_log_beyond_our_end_is_a_named_gap() {
+    let orders = topic("orders", 2, 100);
+    let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until_caught_up();
+    rig.stop();
+    rig.source.cluster().append("orders", 0, 60).expect("appends");
+    rig.source.cluster().delete_records("orders", 0, 2000).expect("deletes");
+    rig.start();
+    rig.until("the gap", |status| {
+        status.partitions[0].state == PartitionState::Faulted(FaultCode::SourceGap)
+    });
+    assert!(
+        rig.seen.iter().any(|event| {
+            matches!(event, Event::SourceGap { lost_from: 1600, lost_to: 2000, .. })
+        })
+    );
+    rig.settings.on_source_gap = OnSourceGap::Continue;
+    rig.tell(Command::Link { link: LINK.into(), settings: rig.settings.clone() });
+    rig.tell(Command::Resume { link: LINK.into(), topics: Some(vec!["orders".into()]) });
+    rig.until_caught_up();
+    assert_eq!(rig.partition("orders", 0).log_start, 2000);
+    rig.stop();
+}
+
+#[test]
+fn a_topic_recreated_without_ids_is_found_by_its_last_batch() {
+    let orders = topic("orders", 1, 50);
+    let mut config = Config::loopback(1).with_topic(orders.clone());
+    config.versions = source::Versions::kafka_2_1();
+    let mut rig = Rig::without_ids(serve(config).expect("a source"), &[&orders], settings());
+    rig.until_caught_up();
+    rig.stop();
+    rig.source.cluster().delete_topic("orders").expect("deletes");
+    let other = TopicSpec::new("orders", 1, 90).with_batches(8, 20_000, 16);
+    rig.source.cluster().add_topic(other).expect("adds");
+    rig.start();
+    rig.until("the fault", |status| {
+        status.partitions[0].state == PartitionState::Faulted(FaultCode::Diverged)
+    });
+    assert_eq!(rig.partition("orders", 0).received, 800, "nothing was appended to the old log");
+    rig.stop();
+}
