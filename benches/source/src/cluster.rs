@@ -183,9 +183,7 @@ pub(crate) fn first_log(
 ) -> PartitionLog {
     match ring {
         Some(ring) => {
-            let ring = Arc::clone(ring);
-            let (first_offset, epoch) = (spec.first_offset, spec.leader_epoch);
-            let mut log = PartitionLog::generated(ring, partition, first_offset, epoch);
+            let mut log = PartitionLog::generated(Arc::clone(ring), spec, partition);
             log.grow(spec.growth.backlog_batches.min(spec.growth.batches_max));
             log
         }

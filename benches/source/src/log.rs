@@ -7,6 +7,7 @@
 
 use crate::payload::{PREFIX_BYTES, PayloadRing};
 use crate::record_batch;
+use crate::topic::{Timestamps, TopicSpec};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -28,8 +29,24 @@ pub struct PartitionLog {
 
 #[derive(Clone, Debug)]
 enum LogContent {
-    Generated(Arc<PayloadRing>),
+    Generated(Arc<PayloadRing>, Clock),
     Given(Vec<GivenBatch>),
+}
+
+/// The base timestamps of generated batches.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    timestamps: Timestamps,
+    partition: u64,
+}
+
+impl Clock {
+    /// Batch n of every partition is of the same time but for some ms, so that not even equal
+    /// content makes batches equal.
+    fn base_timestamp_ms(&self, ordinal: u64) -> i64 {
+        let late_ms = (self.partition % 1000).cast_signed();
+        self.timestamps.of(ordinal.saturating_sub(self.partition)).saturating_add(late_ms)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -98,12 +115,13 @@ impl PartitionLog {
     /// same offset holds other bytes in each.
     pub(crate) fn generated(
         ring: Arc<PayloadRing>,
+        spec: &TopicSpec,
         partition: i32,
-        first_offset: i64,
-        leader_epoch: i32,
     ) -> PartitionLog {
-        let ordinal = u64::from(partition.unsigned_abs());
-        Self::empty(LogContent::Generated(ring), ordinal, first_offset, leader_epoch)
+        let partition = u64::from(partition.unsigned_abs());
+        let clock = Clock { timestamps: spec.timestamps, partition };
+        let content = LogContent::Generated(ring, clock);
+        Self::empty(content, partition, spec.first_offset, spec.leader_epoch)
     }
 
     /// An empty log of batches that are given to it.
@@ -161,12 +179,13 @@ impl PartitionLog {
             return None;
         }
         match &self.content {
-            LogContent::Generated(ring) => {
+            LogContent::Generated(ring, clock) => {
                 let stretch = self.stretches.partition_point(|s| s.first_offset <= offset) - 1;
                 let first = &self.stretches[stretch];
                 let record = ring.records_before(first.first_ordinal)
                     + (offset - first.first_offset).unsigned_abs();
-                Some(self.generated_at(ring, stretch, ring.ordinal_of_record(record)))
+                let ordinal = ring.ordinal_of_record(record);
+                Some(self.generated_at(ring, clock, stretch, ordinal))
             }
             LogContent::Given(batches) => {
                 let index = batches.partition_point(|b| b.next_offset <= offset);
@@ -181,13 +200,13 @@ impl PartitionLog {
             return None;
         }
         match &self.content {
-            LogContent::Generated(ring) => {
+            LogContent::Generated(ring, clock) => {
                 let next = batch.stretch + 1;
                 match self.stretches.get(next) {
                     Some(stretch) if stretch.first_offset <= batch.next_offset => {
-                        Some(self.generated_at(ring, next, stretch.first_ordinal))
+                        Some(self.generated_at(ring, clock, next, stretch.first_ordinal))
                     }
-                    _ => Some(self.generated_at(ring, batch.stretch, batch.ordinal + 1)),
+                    _ => Some(self.generated_at(ring, clock, batch.stretch, batch.ordinal + 1)),
                 }
             }
             LogContent::Given(batches) => {
@@ -239,14 +258,15 @@ impl PartitionLog {
     /// First batch whose largest timestamp is at least `timestamp_ms`.
     pub fn batch_for_timestamp(&self, timestamp_ms: i64) -> Option<BatchAt> {
         let mut from = self.log_start;
-        if let LogContent::Generated(ring) = &self.content {
+        if let LogContent::Generated(ring, clock) = &self.content {
             // Batches' own timestamps may go up and down, but what they stay below never falls:
             // halving the offsets finds where to begin, and one round of the ring ends it.
             let mut beyond = self.end_offset;
             while from < beyond {
                 let middle = from + (beyond - from) / 2;
                 let batch = self.batch_at(middle)?;
-                if ring.timestamp_bound_ms(batch.ordinal) >= timestamp_ms {
+                let base_ms = clock.base_timestamp_ms(batch.ordinal);
+                if base_ms.saturating_add(ring.timestamp_delta_ms_max()) >= timestamp_ms {
                     beyond = batch.base_offset.clamp(from, middle);
                 } else {
                     from = batch.next_offset;
@@ -260,7 +280,7 @@ impl PartitionLog {
     /// the ring, where it is.
     pub fn batch_with_max_timestamp(&self) -> Option<BatchAt> {
         let from = match &self.content {
-            LogContent::Generated(ring) => {
+            LogContent::Generated(ring, _) => {
                 let rounds = 4 * ring.records_before(ring.len() as u64).cast_signed();
                 self.log_start.max(self.end_offset - rounds)
             }
@@ -271,7 +291,7 @@ impl PartitionLog {
 
     /// Generated logs: appends so many batches.
     pub(crate) fn grow(&mut self, batches: u64) {
-        let LogContent::Generated(ring) = &self.content else {
+        let LogContent::Generated(ring, _) = &self.content else {
             unreachable!("a topic of given batches is refused any growth")
         };
         let to = self.end_ordinal + batches;
@@ -341,7 +361,7 @@ impl PartitionLog {
             let keep = self.stretches.partition_point(|s| s.first_offset <= cut.base_offset);
             self.stretches.truncate(keep.max(1));
             match &mut self.content {
-                LogContent::Generated(ring) => {
+                LogContent::Generated(ring, _) => {
                     // Neither the ring entry nor the timestamp that stood here before.
                     self.end_ordinal += 1;
                     let n = ring.len() as u64;
@@ -376,8 +396,10 @@ impl PartitionLog {
     pub(crate) fn emit(&self, batch: &BatchAt, bytes_max: usize, out: &mut impl BatchSink) {
         let bytes = batch.bytes.min(bytes_max);
         match &self.content {
-            LogContent::Generated(ring) => {
-                let prefix = ring.prefix(batch.ordinal, batch.base_offset, batch.leader_epoch);
+            LogContent::Generated(ring, clock) => {
+                let BatchAt { ordinal, base_offset, leader_epoch, .. } = *batch;
+                let base_ms = clock.base_timestamp_ms(ordinal);
+                let prefix = ring.prefix(ordinal, base_offset, leader_epoch, base_ms);
                 out.own(&prefix[..bytes.min(PREFIX_BYTES)]);
                 if bytes > PREFIX_BYTES {
                     let rest = ring.rest(batch.ordinal);
@@ -391,7 +413,13 @@ impl PartitionLog {
         }
     }
 
-    fn generated_at(&self, ring: &PayloadRing, stretch: usize, ordinal: u64) -> BatchAt {
+    fn generated_at(
+        &self,
+        ring: &PayloadRing,
+        clock: &Clock,
+        stretch: usize,
+        ordinal: u64,
+    ) -> BatchAt {
         let first = &self.stretches[stretch];
         let records = ring.records_before(ordinal) - ring.records_before(first.first_ordinal);
         let position = ring.bytes_before(ordinal) - ring.bytes_before(first.first_ordinal);
@@ -402,7 +430,9 @@ impl PartitionLog {
             leader_epoch: first.leader_epoch,
             position: first.first_position + position,
             bytes: ring.batch_bytes(ordinal),
-            max_timestamp_ms: ring.max_timestamp_ms(ordinal),
+            max_timestamp_ms: clock
+                .base_timestamp_ms(ordinal)
+                .saturating_add(ring.timestamp_delta_ms(ordinal)),
             ordinal,
             stretch,
         }

@@ -12,7 +12,6 @@
 use crate::record_batch::{
     self, BASE_TIMESTAMP_AT, CRC_COVERS_FROM, MAX_TIMESTAMP_AT, crc32c, header, i64_at,
 };
-use crate::topic::Timestamps;
 use std::collections::HashMap;
 
 /// Bytes at the start of each batch that may differ from the ring's copy: up to and with the
@@ -29,7 +28,6 @@ pub(crate) struct PayloadRing {
     columns: Vec<TimestampColumns>,
     /// Records in the whole ring.
     cycle_records: u64,
-    timestamps: Timestamps,
     /// The largest of any batch.
     max_timestamp_delta_ms: i64,
     /// Set when all batches have the same size and count, which makes looking up cheap.
@@ -49,7 +47,7 @@ struct Entry {
 
 impl PayloadRing {
     /// Takes whole batches whose base timestamps are 0.
-    pub fn new(batches: &[Vec<u8>], timestamps: Timestamps) -> PayloadRing {
+    pub fn new(batches: &[Vec<u8>]) -> PayloadRing {
         assert!(!batches.is_empty(), "a ring holds at least one batch");
         let mut bytes = Vec::with_capacity(batches.iter().map(Vec::len).sum());
         let mut entries: Vec<Entry> = Vec::with_capacity(batches.len());
@@ -87,7 +85,6 @@ impl PayloadRing {
             entries,
             columns,
             cycle_records: records_before,
-            timestamps,
             uniform,
         }
     }
@@ -132,23 +129,30 @@ impl PayloadRing {
         self.bytes.len() as u64 / self.entries.len() as u64
     }
 
-    pub fn max_timestamp_ms(&self, ordinal: u64) -> i64 {
-        self.timestamps.of(ordinal) + self.entry(ordinal).1.max_timestamp_delta_ms
+    /// How far the batch's last timestamp lies behind its base timestamp.
+    pub fn timestamp_delta_ms(&self, ordinal: u64) -> i64 {
+        self.entry(ordinal).1.max_timestamp_delta_ms
     }
 
-    /// What no timestamp of this batch or of one with a lower ordinal is above.
-    pub fn timestamp_bound_ms(&self, ordinal: u64) -> i64 {
-        self.timestamps.of(ordinal).saturating_add(self.max_timestamp_delta_ms)
+    /// The largest such distance of any batch.
+    pub fn timestamp_delta_ms_max(&self) -> i64 {
+        self.max_timestamp_delta_ms
     }
 
     /// The first bytes of the batch as it stands in a log.
-    pub fn prefix(&self, ordinal: u64, base_offset: i64, leader_epoch: i32) -> [u8; PREFIX_BYTES] {
+    pub fn prefix(
+        &self,
+        ordinal: u64,
+        base_offset: i64,
+        leader_epoch: i32,
+        base_timestamp_ms: i64,
+    ) -> [u8; PREFIX_BYTES] {
         let (_, entry) = self.entry(ordinal);
         let stored = &self.bytes[entry.from..entry.from + PREFIX_BYTES];
         let mut prefix: [u8; PREFIX_BYTES] = stored.try_into().expect("the prefix's length");
         record_batch::place(&mut prefix, base_offset, leader_epoch);
-        let base = self.timestamps.of(ordinal);
-        let max = base + entry.max_timestamp_delta_ms;
+        let base = base_timestamp_ms;
+        let max = base.saturating_add(entry.max_timestamp_delta_ms);
         let flipped = (u128::from(base.cast_unsigned()) << 64)
             | u128::from((max ^ entry.max_timestamp_delta_ms).cast_unsigned());
         if flipped != 0 {

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Largest request that is read, bytes.
-const REQUEST_BYTES_MAX: u32 = 64 << 20;
+const REQUEST_BYTES_MAX: u32 = 16 << 20;
 /// How long to wait for a listener to take the connection that ends it.
 const WAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Stack of a connection's thread, bytes.
@@ -27,8 +27,8 @@ const STACK_BYTES: usize = 512 << 10;
 pub struct Config {
     /// The cluster's id, as Metadata tells it.
     pub cluster_id: String,
-    /// One address per broker; port 0 takes any that is free. Broker k has id k. Partition p of
-    /// a topic is led by broker p mod their number.
+    /// One address per broker, told to clients as it stands; port 0 takes any that is free.
+    /// Broker k has id k. Partition p of a topic is led by broker p mod their number.
     pub listen: Vec<SocketAddr>,
     /// Topics that exist from the start.
     pub topics: Vec<TopicSpec>,

@@ -12,6 +12,8 @@ use uuid::Uuid;
 const RING_BATCHES_MAX: usize = 1 << 16;
 /// Largest batch a topic may have, bytes.
 const BATCH_BYTES_MAX: usize = 64 << 20;
+/// Longest backlog of a partition, bytes; it is never held in memory.
+const LOG_BYTES_MAX: u64 = 1 << 60;
 /// Most memory a topic's prepared batches may take, bytes.
 const RING_BYTES_MAX: usize = 1 << 30;
 
@@ -77,6 +79,11 @@ impl Growth {
         Growth { backlog_batches: 0, bytes_per_second, batches_max: u64::MAX }
     }
 
+    /// As [`Growth::rate`], the rate of all partitions of a topic together.
+    pub fn rate_in_all(bytes_per_second: f64, partitions: i32) -> Growth {
+        Growth::rate(bytes_per_second / f64::from(partitions.max(1)))
+    }
+
     /// Time between two batches of one partition.
     pub(crate) fn interval(&self, batch_bytes: u64) -> Option<Duration> {
         (self.bytes_per_second > 0.0).then(|| {
@@ -89,8 +96,7 @@ impl Growth {
 /// Timestamps of batches: those of one partition rise evenly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timestamps {
-    /// Timestamp of the first batch of partition 0, ms since 1970. Partition p begins p steps
-    /// later.
+    /// Timestamp of the first batch, ms since 1970. Those of partition p are p mod 1000 ms later.
     pub base_ms: i64,
     /// Step from batch to batch, µs; 0 gives all the same.
     pub step_us: u64,
@@ -163,6 +169,23 @@ impl TopicSpec {
         self
     }
 
+    /// The same topic with timestamps that go with its growth over time: the batch that time
+    /// brings next is of `now_ms`, those of the backlog came before at the same rate. Without
+    /// growth over time the backlog is one batch a millisecond.
+    pub fn with_live_timestamps(mut self, now_ms: i64) -> Self {
+        let batch_bytes = match &self.content {
+            Content::Generated { batch_bytes, .. } => *batch_bytes as u64,
+            Content::Records(_) | Content::Given => 1 << 10,
+        };
+        let interval = self.growth.interval(batch_bytes).unwrap_or(Duration::from_millis(1));
+        let step_us = interval.as_micros().clamp(1, u128::from(u32::MAX)) as u64;
+        let backlog_ms = self.growth.backlog_batches.saturating_mul(step_us) / 1000;
+        let backlog_ms = i64::try_from(backlog_ms).unwrap_or(i64::MAX);
+        let base_ms = now_ms.saturating_sub(backlog_ms).max(0);
+        self.timestamps = Timestamps { base_ms, step_us };
+        self
+    }
+
     /// The topic id: derived from the name and from how many topics of that name came before.
     pub fn topic_id(name: &str, generation: u64) -> Uuid {
         let mut random = seeded(name, generation);
@@ -190,7 +213,7 @@ impl TopicSpec {
                 batches.iter().map(|records| encode_batch(records, &fields)).collect::<Vec<_>>()
             }
         };
-        Ok(Some(PayloadRing::new(&batches, self.timestamps)))
+        Ok(Some(PayloadRing::new(&batches)))
     }
 
     fn check(&self) -> Result<(), TopicError> {
@@ -206,6 +229,14 @@ impl TopicSpec {
         }
         if !self.growth.bytes_per_second.is_finite() || self.growth.bytes_per_second < 0.0 {
             return wrong("the rate is a number of bytes a second, 0 or above".into());
+        }
+        let batch_bytes_max = match &self.content {
+            Content::Generated { batch_bytes, .. } => *batch_bytes,
+            Content::Records(_) | Content::Given => BATCH_BYTES_MAX,
+        };
+        let backlog = self.growth.backlog_batches;
+        if backlog.saturating_mul(batch_bytes_max as u64) > LOG_BYTES_MAX {
+            return wrong(format!("a backlog of {backlog} batches is too long for a log"));
         }
         match &self.content {
             Content::Generated { batch_bytes, batch_records, ring_bytes, .. } => {

@@ -205,6 +205,7 @@ fn descriptions_that_make_no_sense_are_refused() {
         good.clone().with_batches(1, 100, 64),
         good.clone().with_batches(1, 100, 0),
         good.clone().with_growth(Growth::rate(f64::NAN)),
+        good.clone().with_growth(Growth::backlog(u64::MAX)),
         TopicSpec { content: Content::Records(vec![vec![]]), ..good.clone() },
         TopicSpec { content: Content::Given, ..good.clone() },
     ];

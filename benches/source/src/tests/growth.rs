@@ -1,7 +1,7 @@
 //! Logs grow by the clock, partitions in turn.
 
 use crate::cluster::Topic;
-use crate::{Growth, TopicSpec};
+use crate::{Expected, Growth, TopicSpec};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -36,5 +36,20 @@ fn partitions_grow_evenly_and_in_turn() {
                 topic = Topic::new(topic.spec().clone(), 0, 1, began).unwrap();
             }
         }
+    }
+}
+
+#[test]
+fn live_timestamps_go_with_the_growth() {
+    let growth = Growth { backlog_batches: 30, ..Growth::rate_in_all(40_000.0, 4) };
+    let spec = TopicSpec::new("t", 4, 0).with_batches(1, 1000, 1).with_growth(growth);
+    let expected = Expected::new(&spec.with_live_timestamps(1_000_000_000_000)).unwrap();
+    for partition in 0..4 {
+        let log = expected.log(partition, 40);
+        let of = |offset| log.batch_at(offset).unwrap().max_timestamp_ms - i64::from(partition);
+        // One batch every 100 ms, and the first that time brings is of now.
+        assert_eq!(of(30), 1_000_000_000_000);
+        assert_eq!(of(29), 999_999_999_900);
+        assert_eq!(of(31), 1_000_000_000_100);
     }
 }
