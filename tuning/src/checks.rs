@@ -245,6 +245,17 @@ fn data_dir(dir: &Path) -> Finding {
         finding("data_dir", Severity::Error, what, measured, change)
     };
     match fs::metadata(dir) {
+        // The folder itself is made at start, the way to it is not: below a disk that is not
+        // mounted that would look like an empty copy.
+        Err(cause)
+            if cause.kind() == io::ErrorKind::NotFound
+                && dir
+                    .parent()
+                    .is_some_and(|parent| parent == Path::new("") || parent.is_dir()) =>
+        {
+            let what = format!("the data folder {shown} is made at the first start");
+            return finding("data_dir", Severity::Info, what, "not there yet", "");
+        }
         Err(cause) => {
             return error(
                 format!("the data folder {shown} cannot be used"),
@@ -401,7 +412,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let file = folder.path().join("file");
         fs::write(&file, "x").expect("file");
-        let missing = folder.path().join("missing");
+        assert_eq!(data_dir(&folder.path().join("new")).severity, Severity::Info);
+        assert!(!folder.path().join("new").exists(), "looking changes nothing");
+        let missing = folder.path().join("not/there");
         assert_eq!(data_dir(&missing).severity, Severity::Error);
         assert!(data_dir(&missing).change.starts_with("mkdir -p"));
         assert!(data_dir(&file).what.contains("not a folder"));
