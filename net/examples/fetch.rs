@@ -2,13 +2,14 @@
 //!
 //! `cargo run --release -p net --example fetch -- localhost:9092 TOPIC [FETCH_BYTES]`
 //!
-//! All partitions have to be led by one broker. Batches are walked by their heads, so that the end
-//! is known; nothing is kept.
+//! Then asks where the partitions' logs and their first epochs end. All partitions have to be led
+//! by one broker. Batches are walked by their heads, so that the end is known; nothing is kept.
 
 use net::control::{ControlClient, ControlOptions, Topics};
 use net::fetch::{
     End, FetchLimits, FetchSession, Flow, PartitionHead, RecordSink, Take, TopicName, Wanted,
 };
+use net::questions::{EARLIEST, EpochQuestion, LATEST, OffsetQuestion};
 use net::{ConnectOptions, Connection};
 use ring::{Class, Lease};
 use std::collections::HashMap;
@@ -63,6 +64,19 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         report(&walk, bytes, started, &connection);
+        for row in &found.partitions {
+            let (topic, partition, leader_epoch) = (&found.name, row.partition, row.leader_epoch);
+            let question = OffsetQuestion { topic, partition, leader_epoch, timestamp: EARLIEST };
+            let latest = OffsetQuestion { timestamp: LATEST, ..question };
+            let ends = [
+                connection.list_offsets(&[question]).await?,
+                connection.list_offsets(&[latest]).await?,
+            ];
+            let epoch = EpochQuestion { topic, partition, leader_epoch, epoch: 0 };
+            let epoch_end = connection.epoch_ends(&[epoch]).await?;
+            println!("partition {partition}: {ends:?}, epoch 0 ends: {epoch_end:?}");
+            assert_eq!(ends[1], [Ok(walk.logs[&(partition as u32)].next)]);
+        }
         Ok::<_, net::NetError>(())
     })?;
     Ok(fetched?)

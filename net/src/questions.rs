@@ -56,6 +56,7 @@ const CONSUMER: BrokerId = BrokerId(-1);
 
 impl Connection {
     /// Offsets by time, one answer for each question, in order; −1 where no record is that young.
+    /// A source refuses a partition that is asked about twice in one call.
     ///
     /// # Errors
     /// As [`Connection::request`]; what concerns one partition is in its answer.

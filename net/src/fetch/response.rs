@@ -168,16 +168,32 @@ enum State {
     TopicNameBytes,
     Partitions,
     PartitionNext,
+    Inside(Part),
+    TopicTags,
+    TopTags,
+    Done,
+}
+
+/// Where inside of a partition, behind the fields it begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
     Aborted,
     AbortedNext,
     AbortedTags,
     PreferredReplica,
     RecordsBytes,
     Records(usize),
-    PartitionTags,
-    TopicTags,
-    TopTags,
-    Done,
+    Tags,
+}
+
+/// Leaves the step, to come back to it, when the input ends inside of the field.
+macro_rules! need {
+    ($field:expr) => {
+        match $field? {
+            Some(field) => field,
+            None => return Ok(Progress::More),
+        }
+    };
 }
 
 impl ResponseParser {
@@ -222,10 +238,12 @@ impl ResponseParser {
 
     /// The caller has taken `bytes` of the records that were announced.
     pub fn took(&mut self, bytes: usize) {
-        let State::Records(records) = self.state else { panic!("no records are due") };
+        let State::Inside(Part::Records(records)) = self.state else {
+            panic!("no records are due")
+        };
         assert!(bytes <= records, "took {bytes} of {records} record bytes");
         self.fields.skip(bytes);
-        self.state = State::Records(records - bytes);
+        self.state = State::Inside(Part::Records(records - bytes));
     }
 
     fn flexible(&self) -> bool {
@@ -233,15 +251,6 @@ impl ResponseParser {
     }
 
     fn step(&mut self, input: &mut &[u8]) -> Result<Progress, ParseError> {
-        // Leaves the step, to come back to it, when `input` ends inside of the field.
-        macro_rules! need {
-            ($part:expr) => {
-                match $part? {
-                    Some(part) => part,
-                    None => return Ok(Progress::More),
-                }
-            };
-        }
         self.state = match self.state {
             State::Length => {
                 let prefix = need!(self.fields.fixed(input, "length"));
@@ -287,48 +296,9 @@ impl ResponseParser {
             }
             State::PartitionNext => {
                 need!(self.partition_begin(input));
-                State::Aborted
+                State::Inside(Part::Aborted)
             }
-            State::Aborted => {
-                self.aborted = need!(self.fields.count(input, "aborted transactions")).unwrap_or(0);
-                State::AbortedNext
-            }
-            State::AbortedNext if self.aborted == 0 => {
-                if self.version >= 11 {
-                    State::PreferredReplica
-                } else {
-                    State::RecordsBytes
-                }
-            }
-            State::AbortedNext => {
-                // They are for read_committed; whoever asks read_uncommitted has no use for them.
-                need!(self.fields.fixed::<16>(input, "aborted transaction"));
-                self.aborted -= 1;
-                if self.flexible() { State::AbortedTags } else { State::AbortedNext }
-            }
-            State::AbortedTags => {
-                need!(self.fields.tags(input, |_, _| Ok(())));
-                State::AbortedNext
-            }
-            State::PreferredReplica => {
-                let replica = need!(self.fields.fixed(input, "preferred replica"));
-                self.partition.preferred_read_replica = i32::from_be_bytes(replica);
-                State::RecordsBytes
-            }
-            State::RecordsBytes => {
-                self.partition.records_bytes =
-                    need!(self.fields.count(input, "records")).unwrap_or(0);
-                self.state = State::Records(self.partition.records_bytes);
-                return Ok(Progress::Event(Event::Partition(self.partition)));
-            }
-            State::Records(0) if self.flexible() => State::PartitionTags,
-            State::Records(0) => return Ok(self.partition_end()),
-            State::Records(bytes) => return Ok(Progress::Event(Event::Records(bytes))),
-            State::PartitionTags => {
-                let tail = &mut self.tail;
-                need!(self.fields.tags(input, |number, body| partition_tag(tail, number, body)));
-                return Ok(self.partition_end());
-            }
+            State::Inside(part) => return self.inside(part, input),
             State::TopicTags => {
                 need!(self.fields.tags(input, |_, _| Ok(())));
                 State::TopicNext
@@ -343,6 +313,54 @@ impl ResponseParser {
             }
             State::Done => return Ok(Progress::Event(Event::End)),
         };
+        Ok(Progress::On)
+    }
+
+    /// A step inside of a partition.
+    fn inside(&mut self, part: Part, input: &mut &[u8]) -> Result<Progress, ParseError> {
+        let next = match part {
+            Part::Aborted => {
+                self.aborted = need!(self.fields.count(input, "aborted transactions")).unwrap_or(0);
+                Part::AbortedNext
+            }
+            Part::AbortedNext if self.aborted == 0 => {
+                if self.version >= 11 {
+                    Part::PreferredReplica
+                } else {
+                    Part::RecordsBytes
+                }
+            }
+            Part::AbortedNext => {
+                // They are for read_committed; whoever asks read_uncommitted has no use for them.
+                need!(self.fields.fixed::<16>(input, "aborted transaction"));
+                self.aborted -= 1;
+                if self.flexible() { Part::AbortedTags } else { Part::AbortedNext }
+            }
+            Part::AbortedTags => {
+                need!(self.fields.tags(input, |_, _| Ok(())));
+                Part::AbortedNext
+            }
+            Part::PreferredReplica => {
+                let replica = need!(self.fields.fixed(input, "preferred replica"));
+                self.partition.preferred_read_replica = i32::from_be_bytes(replica);
+                Part::RecordsBytes
+            }
+            Part::RecordsBytes => {
+                self.partition.records_bytes =
+                    need!(self.fields.count(input, "records")).unwrap_or(0);
+                self.state = State::Inside(Part::Records(self.partition.records_bytes));
+                return Ok(Progress::Event(Event::Partition(self.partition)));
+            }
+            Part::Records(0) if self.flexible() => Part::Tags,
+            Part::Records(0) => return Ok(self.partition_end()),
+            Part::Records(bytes) => return Ok(Progress::Event(Event::Records(bytes))),
+            Part::Tags => {
+                let tail = &mut self.tail;
+                need!(self.fields.tags(input, |number, body| partition_tag(tail, number, body)));
+                return Ok(self.partition_end());
+            }
+        };
+        self.state = State::Inside(next);
         Ok(Progress::On)
     }
 
