@@ -138,9 +138,10 @@ fn rows(topic: &TopicView, now_ms: i64) -> Vec<Vec<String>> {
 }
 
 fn summary(totals: &Totals) -> String {
-    let mut parts = vec![match totals.lag_records {
-        Some(lag) => format!("lag {lag} records"),
-        None => "lag unknown".to_owned(),
+    let mut parts = vec![match (totals.lag_records, totals.lag_unknown_partitions) {
+        (Some(lag), _) => format!("lag {lag} records"),
+        (None, 0) => "nothing to lag behind".to_owned(),
+        (None, _) => "lag unknown".to_owned(),
     }];
     parts.extend(totals.lag_seconds.map(seconds));
     parts.extend(totals.rate_bytes_per_second.map(rate));

@@ -7,7 +7,7 @@ use super::records::End;
 use super::verbs::shown_id;
 use super::{Controller, wall_ms};
 use crate::shard_port::{PartitionState, PartitionStatus, ShardStatus};
-use crate::states::{Answer, LinkState, TopicState};
+use crate::states::{Answer, LinkMode, LinkState, TopicState};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -313,7 +313,7 @@ impl<'a> Snapshot<'a> {
             connections: ours.sum(),
             topics_total: topics.len(),
             partitions_total: topics.iter().map(|topic| topic.partitions_total).sum(),
-            totals: totals(topics.iter().flat_map(|topic| topic.partitions.iter().flatten())),
+            totals: sum(topics.iter().map(|topic| &topic.totals)),
             topics: (depth > Depth::Links).then(|| trim(topics, depth)),
         }
     }
@@ -327,6 +327,8 @@ impl<'a> Snapshot<'a> {
 
     fn topic(&self, link: &Link, name: &str, topic: &Topic) -> TopicView {
         let follows = topic.record.state != TopicState::FailedOver;
+        let link_paused = link.mode() == LinkMode::Paused;
+        let paused = topic.record.state == TopicState::Paused || link_paused;
         let over = matches!(topic.record.state, TopicState::FailingOver | TopicState::FailedOver);
         let partitions: Vec<PartitionView> = topic
             .shards
@@ -337,8 +339,20 @@ impl<'a> Snapshot<'a> {
                 let status = self.partitions.get(&key).copied();
                 let dir = topic.record.partitions[number].display().to_string();
                 let mut view = self.partition(number as i32, *shard, dir, status, follows);
-                if over && view.state == PartitionState::Sealed.name() {
-                    view.state = topic.record.state.name().to_owned();
+                // What was decided is shown where the shard has no trouble to report.
+                let decided = match status.map(|status| status.state) {
+                    Some(PartitionState::Sealed) if over => Some(topic.record.state.name()),
+                    Some(
+                        PartitionState::Starting
+                        | PartitionState::Active
+                        | PartitionState::Retrying,
+                    ) if paused => Some(TopicState::Paused.name()),
+                    _ => None,
+                };
+                if let Some(decided) = decided {
+                    view.state = decided.to_owned();
+                    view.retry_at_ms = None;
+                    view.reason = None;
                 }
                 view
             })
@@ -415,6 +429,25 @@ fn trim(mut topics: Vec<TopicView>, depth: Depth) -> Vec<TopicView> {
         }
     }
     topics
+}
+
+/// Totals of totals.
+fn sum<'a>(all: impl Iterator<Item = &'a Totals>) -> Totals {
+    let mut sum = Totals::default();
+    for totals in all {
+        if let Some(lag) = totals.lag_records {
+            *sum.lag_records.get_or_insert(0) += lag;
+        }
+        if let Some(lag) = totals.lag_seconds {
+            sum.lag_seconds = Some(sum.lag_seconds.map_or(lag, |worst| worst.max(lag)));
+        }
+        if let Some(rate) = totals.rate_bytes_per_second {
+            *sum.rate_bytes_per_second.get_or_insert(0.0) += rate;
+        }
+        sum.lag_unknown_partitions += totals.lag_unknown_partitions;
+        sum.troubled_partitions += totals.troubled_partitions;
+    }
+    sum
 }
 
 fn totals<'a>(partitions: impl Iterator<Item = &'a PartitionView>) -> Totals {
