@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Entry, Replay};
 use crate::log::{Log, LogError, LogState};
-use crate::names::Kind;
+use crate::names::{Kind, PREPARED_FILE};
 use crate::open::{Files, load};
 use crate::position::Place;
 use crate::work::remove;
@@ -41,6 +41,7 @@ impl Log {
         if bytes > 0 {
             self.save().await?;
         }
+        self.drop_prepared().await?;
         if let Some(file) = file {
             let path = self.path(Kind::Log, self.inner.borrow().active.base);
             crate::work::at(&path, file.truncate(bytes).await)?;
@@ -108,6 +109,7 @@ impl Log {
             inner.active.file = None;
             (entry, inner.settings.clone(), dropped, inner.generation)
         };
+        self.drop_prepared().await?;
         // The first writes the slot, the second makes it durable.
         if !self.volume().flush().await || !self.volume().flush().await {
             return Err(LogError::State(self.state()));
@@ -125,6 +127,14 @@ impl Log {
         *self.inner.borrow_mut() = opened.into_inner(generation);
         if let Some(this) = self.volume().log(self.id()) {
             self.volume().mark_dirty(&this);
+        }
+        Ok(())
+    }
+
+    async fn drop_prepared(&self) -> Result<(), LogError> {
+        let prepared = self.inner.borrow_mut().prepared.take();
+        if prepared.is_some() {
+            remove(&self.folder().join(PREPARED_FILE)).await?;
         }
         Ok(())
     }

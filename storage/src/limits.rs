@@ -33,6 +33,9 @@ pub const SPACE_BYTES_MIN: u64 = 16 << 10;
 /// The largest step of prepared space.
 pub const SPACE_BYTES_MAX: u64 = 32 << 20;
 
+/// A segment that has grown so far gets its successor's file prepared.
+pub const PREPARE_AHEAD_BYTES: u64 = 64 << 20;
+
 /// Index entries held in memory before they are saved (8 + 12 bytes each).
 pub const INDEX_ENTRIES_PENDING: usize = 512;
 /// Appended bytes after which the side files are saved again, which bounds what a recovery reads.

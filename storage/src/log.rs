@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 
-use ring::{Class, Instant, Lease};
+use ring::{Class, File, Instant, Lease};
 use thiserror::Error;
 
 use crate::batch::{Batch, Producer};
@@ -22,7 +22,9 @@ use crate::chain::Chain;
 use crate::check::{AppendError, Bounds, Checker};
 use crate::checkpoint::{Entry, Replay};
 use crate::epochs::Epochs;
-use crate::limits::{BATCH_BYTES_MAX, SAVE_BYTES, SEGMENT_BYTES_MAX};
+use crate::limits::{
+    BATCH_BYTES_MAX, PREPARE_AHEAD_BYTES, SAVE_BYTES, SEGMENT_BYTES_MAX, SPACE_BYTES_MAX,
+};
 use crate::names::{LogId, NameError};
 use crate::position::{Flushed, Place, Positions, Received, Written};
 use crate::producers::Producers;
@@ -185,6 +187,8 @@ pub(crate) struct Inner {
     pub retired: VecDeque<(Instant, i64)>,
     /// Retired segments whose undo window has passed.
     pub expired: Vec<i64>,
+    /// A file for the next segment, with space in it, so that a roll waits for neither.
+    pub prepared: Option<(File, u64)>,
     pub checker: Checker,
     pub epochs: Epochs,
     pub epochs_dirty: bool,
@@ -784,6 +788,12 @@ impl Inner {
         self.checker.start_segment(u64::from(batch.bytes));
         let mut next = Segment::new(base, base, epoch, ring::wall_ms());
         next.chain = chain;
+        next.step = self.active.step.max(self.active.space).min(SPACE_BYTES_MAX);
+        if let Some((file, space)) = self.prepared.take() {
+            next.file = Some(file);
+            next.space = space;
+            next.unnamed = true;
+        }
         let old = std::mem::replace(&mut self.active, next);
         if old.received.bytes == 0 && old.file.is_none() {
             if base < old.base {
@@ -832,6 +842,20 @@ impl Inner {
         }
     }
 
+    /// How much space the next segment's file should get, if it should be prepared now.
+    pub fn wanted_prepared(&self, step_max: u64) -> Option<u64> {
+        let active = &self.active;
+        let limit = self.settings.segment_bytes.min(SEGMENT_BYTES_MAX);
+        let near = limit.saturating_sub(active.received.bytes) < limit / 4;
+        // A slow partition rolls by time; its next file can wait for the roll.
+        let grown = active.space >= PREPARE_AHEAD_BYTES.min(limit / 2);
+        let due = near && grown && active.unsent() > 0;
+        (self.prepared.is_none() && due).then(|| {
+            let most = limit.next_multiple_of(ring::BLOCK as u64);
+            active.space.min(step_max).min(most).next_multiple_of(ring::BLOCK as u64)
+        })
+    }
+
     /// Whether so much was appended since the side files were saved that they should be again.
     pub fn wants_saving(&self) -> bool {
         let last = self.saved.back().map_or(self.replay.place, |saved| saved.place);
@@ -877,6 +901,7 @@ impl Opened {
             sealed: self.sealed,
             retired: VecDeque::new(),
             expired: Vec::new(),
+            prepared: None,
             checker,
             epochs: self.epochs,
             epochs_dirty: false,

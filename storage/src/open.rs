@@ -13,7 +13,7 @@ use crate::checkpoint::{Entry, Replay};
 use crate::epochs::Epochs;
 use crate::index::{self, IndexState, Indexes};
 use crate::log::{LastBatch, Log, LogError, LogSettings, LogState, Opened};
-use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE};
+use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;
 use crate::recovery::{Corrupt, Found, FoundSegment, Recovery, Scan, Scanned, Step, Verdict};
@@ -151,6 +151,8 @@ pub(crate) async fn load(
     entry: Option<Entry>,
     until: Option<i64>,
 ) -> Result<(Opened, Recovered), LogError> {
+    // What lies in a file without a name never counted.
+    remove(&files.folder.join(PREPARED_FILE)).await?;
     let listing = files.list().await?;
     let found = find(files, &listing, entry, settings.start_offset_if_new).await?;
     let new = found.segments.is_empty() && found.entry.is_none();

@@ -44,6 +44,10 @@ pub struct Segment {
     pub written_epoch: Option<i32>,
     /// The file's length: prepared space included.
     pub space: u64,
+    /// The file still has the name of a prepared one.
+    pub unnamed: bool,
+    /// The least step of prepared space.
+    pub step: u64,
     /// When the segment was begun, for rolling by time where batches carry no timestamps.
     pub created_ms: i64,
     /// Set when the segment is complete.
@@ -148,6 +152,8 @@ impl Segment {
             written: place,
             written_epoch: epoch,
             space,
+            unnamed: false,
+            step: SPACE_BYTES_MIN,
             created_ms: now_ms,
             finished: None,
             opened: place,
@@ -266,7 +272,7 @@ impl Segment {
         if self.finished.is_some() {
             return (needed > self.space).then_some(needed);
         }
-        let step = self.space.clamp(SPACE_BYTES_MIN, step_max.max(SPACE_BYTES_MIN));
+        let step = self.space.max(self.step).min(step_max.max(SPACE_BYTES_MIN));
         if self.space >= needed + step / 2 {
             return None;
         }

@@ -10,7 +10,7 @@ use crate::checkpoint::Replay;
 use crate::index::IndexBytes;
 use crate::limits::CONTROL_FILE_BYTES_MAX;
 use crate::log::{Log, LogError, LogState};
-use crate::names::{EPOCHS_FILE, Kind};
+use crate::names::{EPOCHS_FILE, Kind, PREPARED_FILE};
 use crate::recovery::{Corrupt, Stopped};
 use crate::scan::scan;
 use crate::seal::{Ends, Seal, SealBuilder, Stride};
@@ -27,6 +27,10 @@ const SIDE_WRITE_BYTES: usize = 64 << 10;
 enum Job {
     /// Prepare the segment's file up to so many bytes; create it first if need be.
     Space { base: i64, file: Option<File>, from: u64, to: u64 },
+    /// Prepare the file of the segment after this one.
+    PrepareNext { bytes: u64 },
+    /// Give a prepared file the name of the segment that began in it.
+    Name { base: i64 },
     /// The oldest complete segment is written: seal it.
     Seal,
     /// Save the side files.
@@ -46,6 +50,8 @@ impl Log {
         while let Some(job) = self.next_job() {
             let result = match job {
                 Job::Space { base, file, from, to } => self.prepare(base, file, from, to).await,
+                Job::PrepareNext { bytes } => self.prepare_next(bytes).await,
+                Job::Name { base } => self.name(base).await,
                 Job::Seal => self.seal_oldest().await,
                 Job::Save => self.save().await,
                 Job::Delete { base } => self.delete_segment(base).await,
@@ -79,11 +85,18 @@ impl Log {
                 return Some(Job::Space { base, file, from: segment.space, to });
             }
         }
+        // Before the segment ahead of it is sealed: only then does it count as written.
+        if let Some(segment) = inner.segments().find(|segment| segment.unnamed) {
+            return Some(Job::Name { base: segment.base });
+        }
         if inner.closing.front().is_some_and(|segment| segment.settled()) {
             return Some(Job::Seal);
         }
         if inner.wants_saving() {
             return Some(Job::Save);
+        }
+        if let Some(bytes) = inner.wanted_prepared(step_max) {
+            return Some(Job::PrepareNext { bytes });
         }
         inner.expired.first().map(|&base| Job::Delete { base })
     }
@@ -111,6 +124,24 @@ impl Log {
         if let Some(segment) = inner.segments_mut().find(|segment| segment.base == base) {
             segment.file = Some(file);
             segment.space = segment.space.max(to);
+        }
+        Ok(())
+    }
+
+    async fn prepare_next(&self, bytes: u64) -> Result<(), LogError> {
+        let path = self.folder().join(PREPARED_FILE);
+        let file = at(&path, File::open(&path, APPEND).await)?;
+        at(&path, file.allocate(0, bytes).await)?;
+        self.inner.borrow_mut().prepared = Some((file, bytes));
+        Ok(())
+    }
+
+    async fn name(&self, base: i64) -> Result<(), LogError> {
+        let path = self.path(Kind::Log, base);
+        at(&path, ring::fs::rename(self.folder().join(PREPARED_FILE), &path).await)?;
+        let mut inner = self.inner.borrow_mut();
+        if let Some(segment) = inner.segments_mut().find(|segment| segment.base == base) {
+            segment.unnamed = false;
         }
         Ok(())
     }

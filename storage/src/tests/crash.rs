@@ -140,3 +140,155 @@ proptest! {
         run(play(steps));
     }
 }
+
+/// Flips a bit of a flushed batch behind the log's back.
+fn damage(dir: &Path, name: &str, at: u64) {
+    use std::os::unix::fs::FileExt;
+    let path = id(0).folder(dir).join(name);
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+}
+
+#[test]
+fn damage_below_the_flushed_end_is_kept_and_named() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let live = store(&path).await;
+        let (log, _) = open(&live, settings()).await;
+        let sent = testing::run(0..40, 1000);
+        respond(&log, &sent, 5000).unwrap();
+        log.flush().await.unwrap();
+        // The next flush makes the checkpoint of this one durable.
+        log.flush().await.unwrap();
+        let copy = disk();
+        snapshot(&path, copy.path());
+        live.close().await;
+        // Side files were not saved yet: a recovery reads from the start.
+        damage(copy.path(), &Kind::Log.name(0), 10 * 1061 + 500);
+        let before = read_log(copy.path());
+        let store = store(copy.path()).await;
+        let (log, recovered) = open(&store, settings()).await;
+        let corrupt = recovered.corrupt.unwrap();
+        assert_eq!((corrupt.segment, corrupt.bytes.start), (0, 10 * 1061));
+        assert_eq!(corrupt.offsets, 10..40);
+        assert!(matches!(log.state(), LogState::Corrupt(_)));
+        assert!(!log.reserve(100));
+        store.close().await;
+        drop((log, store));
+        assert_eq!(read_log(copy.path()), before, "nothing was cut");
+        // And the next start finds the same.
+        let store = super::store(copy.path()).await;
+        let (_, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.corrupt.unwrap().offsets, 10..40);
+        store.close().await;
+    });
+}
+
+#[test]
+fn lost_checkpoints_cost_a_reading_and_nothing_else() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let sent = testing::run(0..200, 1000);
+        let first = store(&path).await;
+        let (log, _) = open(&first, settings()).await;
+        respond(&log, &sent, 5000).unwrap();
+        first.close().await;
+        drop((log, first));
+        let own = path.join(OWN_FOLDER);
+        for entry in fs::read_dir(&own).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_str().unwrap().starts_with("checkpoint-") {
+                fs::write(entry.path(), b"garbage").unwrap();
+            }
+        }
+        let second = store(&path).await;
+        let (log, recovered) = open(&second, settings()).await;
+        assert_eq!(recovered.corrupt, None);
+        assert_eq!(recovered.scanned_bytes, sent.len() as u64);
+        assert_eq!(recovered.positions.received.0.offset, 200);
+        second.close().await;
+        drop((log, second));
+        assert_eq!(read_log(&path), sent);
+        let third = store(&path).await;
+        let (_, recovered) = open(&third, settings()).await;
+        assert_eq!(recovered.scanned_bytes, 0, "once was enough");
+        third.close().await;
+        format::check(&path);
+    });
+}
+
+#[test]
+fn side_files_are_rebuilt() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let sent = testing::run(0..200, 1000);
+        let first = store(&path).await;
+        let (log, _) = open(&first, settings()).await;
+        respond(&log, &sent, 5000).unwrap();
+        first.close().await;
+        drop((log, first));
+        for entry in fs::read_dir(id(0).folder(&path)).unwrap() {
+            let file = entry.unwrap().path();
+            if file.extension().is_some_and(|e| e != "log" && e != "metadata") {
+                fs::remove_file(file).unwrap();
+            }
+        }
+        for entry in fs::read_dir(id(0).seal_folder(&path)).unwrap() {
+            fs::write(entry.unwrap().path(), b"garbage").unwrap();
+        }
+        let second = store(&path).await;
+        let (log, recovered) = open(&second, settings()).await;
+        assert_eq!(recovered.corrupt, None);
+        assert_eq!(recovered.positions.received.0.offset, 200);
+        respond(&log, &testing::run(200..210, 1000), 5000).unwrap();
+        second.close().await;
+        drop((log, second));
+        format::check(&path);
+        let third = store(&path).await;
+        let (_, recovered) = open(&third, settings()).await;
+        assert_eq!(recovered.scanned_bytes, 0);
+        assert_eq!(recovered.positions.received.0.offset, 210);
+        third.close().await;
+    });
+}
+
+/// Stale bytes behind the tail must not come back: they have a valid CRC and rising offsets.
+#[test]
+fn what_was_cut_never_returns() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let live = store(&path).await;
+        let (log, _) = open(&live, LogSettings::default()).await;
+        respond(&log, &testing::run(0..20, 1000), 5000).unwrap();
+        log.flush().await.unwrap();
+        log.flush().await.unwrap();
+        respond(&log, &testing::run(20..60, 1000), 5000).unwrap();
+        log.write_out().await.unwrap();
+        let copy = disk();
+        snapshot(&path, copy.path());
+        live.close().await;
+        // A torn batch in the middle of what was not flushed; whole ones behind it.
+        damage(copy.path(), &Kind::Log.name(0), 30 * 1061 + 500);
+        let store = store(copy.path()).await;
+        let (log, recovered) = open(&store, LogSettings::default()).await;
+        assert_eq!(recovered.corrupt, None);
+        assert_eq!(recovered.positions.received.0.offset, 30);
+        assert!(recovered.torn_bytes > 0);
+        // One batch over the torn one: what lay behind it must be gone.
+        respond(&log, &testing::run(30..31, 1000), 5000).unwrap();
+        log.write_out().await.unwrap();
+        let again = disk();
+        snapshot(copy.path(), again.path());
+        let third = super::store(again.path()).await;
+        let (_, recovered) = open(&third, LogSettings::default()).await;
+        assert_eq!(recovered.positions.received.0.offset, 31);
+        third.close().await;
+        store.close().await;
+    });
+}
