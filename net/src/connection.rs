@@ -141,8 +141,14 @@ impl Connection {
             broken: false,
             counters: Counters::default(),
         };
-        connection.negotiate().await?;
-        Ok(connection)
+        let limit = connection.options.connect_limit;
+        match ring::timeout(limit, connection.negotiate()).await {
+            Ok(done) => done.map(|()| connection),
+            Err(_) => {
+                let (peer, doing) = (connection.peer, "agreeing on versions");
+                Err(NetError::TimedOut { peer, doing, limit })
+            }
+        }
     }
 
     /// Whom we talk to, for messages.
@@ -398,5 +404,7 @@ impl Pace {
 /// Longer requests are sent in pieces, so that no large lease is needed.
 const SEND_BYTES_MAX: usize = 64 << 10;
 
+#[cfg(test)]
+mod simulated;
 #[cfg(test)]
 mod tests;

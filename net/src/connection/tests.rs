@@ -424,6 +424,18 @@ fn old_brokers_are_asked_twice_for_their_versions() {
 }
 
 #[test]
+fn a_peer_that_never_says_its_versions_is_given_up() {
+    let address = serve_all(usize::MAX, |_| Reply::Silence);
+    on_ring(async move {
+        let connect_limit = Duration::from_millis(50);
+        let options = ConnectOptions { connect_limit, ..Default::default() };
+        let error = Connection::connect(address, options).await.expect_err("silence");
+        let agreeing = "agreeing on versions";
+        assert!(matches!(error, NetError::TimedOut { doing, .. } if doing == agreeing), "{error}");
+    });
+}
+
+#[test]
 fn nobody_there_is_a_connect_error() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
