@@ -3,7 +3,7 @@
 //! A parent starts itself again with one argument, [`ChildConfig`] as text, and calls
 //! [`run_child`] there. The child prints its brokers' addresses as its first line, separated by
 //! commas, and ends when its standard input does: so it never outlives the parent, however that
-//! ends.
+//! ends. The parent therefore gives it a pipe as standard input and holds the other end.
 //!
 //! The text is a list of `key=value`, separated by blanks. Keys before the first `topic` concern
 //! the source: `brokers`, `port` (of the first; the others follow), `core` (which all threads are

@@ -4,7 +4,7 @@ use super::client::{Ask, Client, ask, fetch_one, fetch_request, partitions, reco
 use crate::{Config, Content, Expected, Growth, TopicSpec, serve};
 use kafka_protocol::ResponseError as E;
 use kafka_protocol::messages::ApiVersionsRequest;
-use std::time::{Duration, Instant};
+use std::io::ErrorKind;
 
 fn spec() -> TopicSpec {
     TopicSpec::new("orders", 4, 100).with_batches(11, 2000, 10)
@@ -229,8 +229,8 @@ fn stopping_ends_waiting_fetches() {
     let mut client = Client::connect(source.addresses()[0]);
     let request = fetch_request(12, &[ask("orders", id, 0, 1000)]).with_max_wait_ms(600_000);
     client.send(&request, 12);
-    let began = Instant::now();
     drop(source);
-    assert!(client.frame().is_err());
-    assert!(began.elapsed() < Duration::from_secs(60));
+    // Not the client's own time limit: the connection ended.
+    let error = client.frame().unwrap_err().kind();
+    assert!(matches!(error, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset), "{error}");
 }
