@@ -361,9 +361,8 @@ impl Checker {
     }
 
     fn begin_legacy(&self) -> Result<Body, AppendError> {
-        let field = |at: usize| {
-            i64::from_be_bytes(self.head[at..at + 8].try_into().expect("eight bytes"))
-        };
+        let field =
+            |at: usize| i64::from_be_bytes(self.head[at..at + 8].try_into().expect("eight bytes"));
         let offset = field(0);
         if !(0..i64::MAX).contains(&offset) {
             return Err(AppendError::BadOffsets { base_offset: offset, delta: 0 });

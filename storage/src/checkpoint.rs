@@ -4,7 +4,7 @@
 //! that one whole slot survives a crash in the middle of the other. At start all checkpoints of all
 //! shards are merged, newest entry first: the number of shards may have changed since.
 //!
-//! Layout, little-endian: a 40-byte [`Head`], then per partition a 160-byte [`Fixed`], the link's
+//! Layout, little-endian: a 40-byte head, then per partition 160 fixed bytes, the link's
 //! name and the topic's name, padded to 8 bytes. The head's CRC-32 covers all that follows it.
 
 use std::collections::BTreeMap;
@@ -188,9 +188,8 @@ impl Checkpoint {
 
     /// Reads a slot. What lies behind the checkpoint (an older, longer one) is ignored.
     pub fn decode(bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
-        let head: Head = bytemuck::pod_read_unaligned(
-            bytes.get(..HEAD_BYTES).ok_or(CheckpointError::Short)?,
-        );
+        let head: Head =
+            bytemuck::pod_read_unaligned(bytes.get(..HEAD_BYTES).ok_or(CheckpointError::Short)?);
         if head.magic != MAGIC {
             return Err(CheckpointError::Magic);
         }

@@ -59,8 +59,7 @@ pub fn inventory(data_dirs: &[PathBuf]) -> Result<Vec<FoundPartition>, Inventory
             for folder in folders(link)? {
                 let parsed = file_name(&folder).and_then(names::parse_folder);
                 let Some((topic, partition)) = parsed else { continue };
-                let id =
-                    LogId { link: name.to_owned(), topic: topic.to_owned(), partition };
+                let id = LogId { link: name.to_owned(), topic: topic.to_owned(), partition };
                 all.push(found(id, data_dir, folder)?);
             }
         }

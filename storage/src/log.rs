@@ -6,7 +6,7 @@
 //! [`Log::reserve`] → [`Log::begin`] → ([`Log::lend`] → receive → [`Log::filled`])* → [`Log::end`]
 //!
 //! and complete, checked batches become writable at once. Writing, preparing space, sealing and
-//! flushing happen behind it, in [`crate::volume`] and [`crate::work`].
+//! flushing happen behind it, in [`crate::volume`] and `work`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -458,7 +458,6 @@ impl Log {
         &self.volume
     }
 
-
     pub(crate) fn seal_folder(&self) -> &Path {
         &self.seal_folder
     }
@@ -860,8 +859,7 @@ impl Inner {
     pub fn wants_saving(&self) -> bool {
         let last = self.saved.back().map_or(self.replay.place, |saved| saved.place);
         let segment = &self.active;
-        let since =
-            if last.segment == segment.base { last.bytes } else { 0 };
+        let since = if last.segment == segment.base { last.bytes } else { 0 };
         segment.indexes.wants_saving() || segment.received.bytes - since >= SAVE_BYTES
     }
 }

@@ -132,10 +132,7 @@ pub enum TopicState {
 impl TopicState {
     /// From here on local data is the only truth: nothing is fetched over it.
     pub fn is_final(&self) -> bool {
-        matches!(
-            self,
-            TopicState::Promoted | TopicState::FailingOver | TopicState::FailedOver
-        )
+        matches!(self, TopicState::Promoted | TopicState::FailingOver | TopicState::FailedOver)
     }
 }
 

@@ -64,7 +64,8 @@ pub(crate) async fn open(
     if volume.log(&id).is_some() {
         return Err(LogError::Open);
     }
-    let log = Log::new(id, volume.path(), Rc::clone(volume), Rc::clone(memory), opened.into_inner(0));
+    let log =
+        Log::new(id, volume.path(), Rc::clone(volume), Rc::clone(memory), opened.into_inner(0));
     volume.add(&log);
     volume.mark_dirty(&log);
     let positions = log.positions();
@@ -208,8 +209,7 @@ async fn find(
     entry: Option<Entry>,
     start_offset: i64,
 ) -> Result<Found, LogError> {
-    let length =
-        |kind: Kind, base| listing.get(&(base, kind as u8)).copied().unwrap_or_default();
+    let length = |kind: Kind, base| listing.get(&(base, kind as u8)).copied().unwrap_or_default();
     let mut segments = Vec::new();
     for (&(base, kind), &bytes) in listing {
         if kind != Kind::Log as u8 {
@@ -232,8 +232,8 @@ async fn find(
         let base = replay.place.segment;
         let have = [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].map(|kind| length(kind, base));
         let want = replay.index.file_bytes();
-        let snapshot = !replay.snapshot
-            || read_snapshot(files, replay.place.offset).await?.is_some();
+        let snapshot =
+            !replay.snapshot || read_snapshot(files, replay.place.offset).await?.is_some();
         replay_usable = snapshot && have.iter().zip(want).all(|(have, want)| *have >= want);
     }
     Ok(Found { segments, entry, lost, replay_usable, start_offset })
@@ -381,7 +381,8 @@ impl Loading<'_> {
         }
         if self.last_batch.is_none() && verdict.corrupt.is_none() {
             self.last_batch = self.find_last_batch(verdict, found).await?;
-            self.last_epoch = self.last_batch.and_then(|last| last.leader_epoch).or(self.last_epoch);
+            self.last_epoch =
+                self.last_batch.and_then(|last| last.leader_epoch).or(self.last_epoch);
         }
         let epochs_cut = self.epochs.truncate_end(end.offset);
         let sound = verdict.corrupt.is_none();
@@ -411,7 +412,8 @@ impl Loading<'_> {
                 (Place { segment: end.segment, bytes: 0, offset: end.segment }, start)
             }
         };
-        let sealed = verdict.sealed.iter().copied().filter(|&(base, _)| base < end.segment).collect();
+        let sealed =
+            verdict.sealed.iter().copied().filter(|&(base, _)| base < end.segment).collect();
         let opened = Opened {
             doubtful: !sound && entry.is_some_and(|entry| entry.doubtful),
             settings,

@@ -142,8 +142,7 @@ impl Producers {
     /// Forgets who wrote nothing for a day and has no transaction open.
     pub fn expire(&mut self, now_ms: i64) {
         self.entries.retain(|_, entry| {
-            entry.transaction.is_some()
-                || now_ms.saturating_sub(entry.timestamp) < PRODUCER_IDLE_MS
+            entry.transaction.is_some() || now_ms.saturating_sub(entry.timestamp) < PRODUCER_IDLE_MS
         });
     }
 
@@ -180,8 +179,7 @@ impl Producers {
         if crc::crc32c(&bytes[CRC_COVERS_FROM..]) != header.crc.get() {
             return Err(SnapshotError::Crc);
         }
-        let encoded =
-            <[SnapshotEntry]>::ref_from_bytes(rest).map_err(|_| SnapshotError::Length)?;
+        let encoded = <[SnapshotEntry]>::ref_from_bytes(rest).map_err(|_| SnapshotError::Length)?;
         if usize::try_from(header.count.get()) != Ok(encoded.len()) {
             return Err(SnapshotError::Length);
         }

@@ -360,6 +360,5 @@ fn describe(stopped: &Stopped) -> String {
     }
 }
 
-
 #[cfg(test)]
 mod tests;

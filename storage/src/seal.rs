@@ -9,7 +9,7 @@
 //! least 1 MiB. Strides end where batches end, so a damaged one names the offsets to fetch again.
 //! They are combined from the batches' own checksums; the bytes are not read a second time.
 //!
-//! Layout, little-endian: a 72-byte [`Head`], then 16 bytes per stride. The head's CRC-32 covers
+//! Layout, little-endian: a 72-byte head, then 16 bytes per stride. The head's CRC-32 covers
 //! all that follows it.
 
 use bytemuck::{Pod, Zeroable};
@@ -116,7 +116,10 @@ impl Seal {
             next_base: head.next_base,
             index_bytes: head.index_bytes,
             crc: head.file_crc,
-            strides: bytes[HEAD_BYTES..].chunks_exact(16).map(bytemuck::pod_read_unaligned).collect(),
+            strides: bytes[HEAD_BYTES..]
+                .chunks_exact(16)
+                .map(bytemuck::pod_read_unaligned)
+                .collect(),
         })
     }
 }

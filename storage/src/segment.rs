@@ -15,9 +15,7 @@ use crate::chain::{Chain, Run};
 use crate::checkpoint::Replay;
 use crate::crc;
 use crate::index::{IndexState, Indexes};
-use crate::limits::{
-    SPACE_BYTES_MIN, WRITE_BYTES_MAX, WRITE_BYTES_TRIGGER, WRITES_PER_LOG_MAX,
-};
+use crate::limits::{SPACE_BYTES_MIN, WRITE_BYTES_MAX, WRITE_BYTES_TRIGGER, WRITES_PER_LOG_MAX};
 use crate::position::Place;
 use crate::queue::pop_if;
 use crate::seal::SealBuilder;
@@ -222,10 +220,8 @@ impl Segment {
             Urge::Overdue => pieces.is_empty(),
             Urge::All => true,
         };
-        let tail = with_tail
-            && alone
-            && self.chain.pending() < BLOCK_BYTES
-            && self.push_tail(&mut pieces);
+        let tail =
+            with_tail && alone && self.chain.pending() < BLOCK_BYTES && self.push_tail(&mut pieces);
         if pieces.is_empty() {
             return None;
         }

@@ -261,7 +261,8 @@ fn truncation_cuts_at_a_batch_and_appending_goes_on() {
         let settings = LogSettings { segment_bytes: 20_000, ..LogSettings::default() };
         let (log, _) = open(&store, settings.clone()).await;
         let batch = |base: i64, epoch| {
-            let shape = Shape { records: 2, body: 900, epoch, fill: epoch as u8, ..Shape::at(base) };
+            let shape =
+                Shape { records: 2, body: 900, epoch, fill: epoch as u8, ..Shape::at(base) };
             shape.bytes()
         };
         let bytes: Vec<u8> = (0..50).flat_map(|i| batch(i * 2, i as i32 / 10)).collect();

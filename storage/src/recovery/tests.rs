@@ -70,8 +70,7 @@ fn only_what_lies_above_the_flushed_place_is_read() {
 #[test]
 fn bad_bytes_above_the_flushed_place_are_cut() {
     let segments = vec![segment(0, 8192, None)];
-    let (verdict, _) =
-        recover(found(segments, Some(entry(0, 4000, 14))), &[(0, 4500, 15)], torn());
+    let (verdict, _) = recover(found(segments, Some(entry(0, 4000, 14))), &[(0, 4500, 15)], torn());
     assert_eq!(verdict.cut, [(0, 4500)]);
     assert_eq!(verdict.torn_bytes, 8192 - 4500);
     assert_eq!(verdict.corrupt, None);
@@ -105,10 +104,7 @@ fn a_file_shorter_than_flushed_or_missing_is_damage() {
     let (verdict, _) = recover(found(segments, Some(self::entry(10, 4000, 14))), &good, torn());
     assert_eq!(verdict.corrupt.unwrap().bytes, 900..1000);
     // A whole one is gone.
-    let segments = vec![
-        segment(0, 1000, Some(seal(0, 1000, 10, 10))),
-        segment(20, 8192, None),
-    ];
+    let segments = vec![segment(0, 1000, Some(seal(0, 1000, 10, 10))), segment(20, 8192, None)];
     let (verdict, _) =
         recover(found(segments, Some(self::entry(20, 4000, 24))), &[(20, 4000, 24)], torn());
     assert_eq!(verdict.corrupt.unwrap().offsets, 10..20);
@@ -160,8 +156,7 @@ fn a_seal_that_names_another_successor_does_not_admit_this_one() {
 fn a_missing_seal_below_the_flushed_segment_is_written_again() {
     let segments = vec![segment(0, 1000, None), segment(10, 8192, None)];
     let good = [(0, 1000, 10), (10, 4000, 14)];
-    let (verdict, _) =
-        recover(found(segments, Some(entry(10, 4000, 14))), &good, Stopped::Zeros);
+    let (verdict, _) = recover(found(segments, Some(entry(10, 4000, 14))), &good, Stopped::Zeros);
     assert_eq!(verdict.reseal, [(0, 10)]);
     assert_eq!(verdict.corrupt, None);
 }
