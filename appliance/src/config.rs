@@ -7,7 +7,7 @@
 mod link;
 mod problem;
 mod reader;
-mod units;
+pub(crate) mod units;
 
 pub use link::LinkConfig;
 pub use problem::{ConfigError, Problem};

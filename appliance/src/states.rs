@@ -177,7 +177,10 @@ pub fn decide_topic(topic: &str, state: TopicState, verb: Verb, force: bool) -> 
         (Verb::Pause, Faulted) => {
             refuse("topic_faulted", "is FAULTED: nothing of it is fetched; resume tries it again")
         }
-        (Verb::Resume, Active) => nothing("already_active", "is being copied already"),
+        (Verb::Resume, Active) => nothing(
+            "already_active",
+            "is being copied already; partitions in trouble are tried again",
+        ),
         (Verb::Resume, Paused) => accept("resumed", "is copied again"),
         (Verb::Resume, Faulted) => accept("resumed", "is tried again"),
         (Verb::Failover, Active | Paused | Faulted) => {
@@ -229,7 +232,9 @@ pub fn decide_link(
             accept("paused", "is paused: nothing goes to the source, no socket is open")
         }
         (Verb::Pause, LinkMode::Paused) => nothing("already_paused", "is paused already"),
-        (Verb::Resume, LinkMode::Active) => nothing("already_active", "is running already"),
+        (Verb::Resume, LinkMode::Active) => {
+            nothing("already_active", "is running already; partitions in trouble are tried again")
+        }
         (Verb::Resume, LinkMode::Paused) => accept("resumed", "is running again"),
         (Verb::Failover, _) => {
             let open = topics.iter().any(|(_, state)| state.is_live());

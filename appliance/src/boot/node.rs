@@ -4,7 +4,7 @@ use super::BootError;
 use crate::admin::{self, Admin, Guard, Rights};
 use crate::config::Config;
 use crate::controller::placement::Placement;
-use crate::controller::records::{self, Stored};
+use crate::controller::records::{self, Stored, TopicRecord};
 use crate::controller::redb::Redb;
 use crate::controller::shards::Shards;
 use crate::controller::store::{Backend, Store};
@@ -19,6 +19,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use sd_notify::NotifyState;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -304,13 +305,15 @@ async fn open_store(
 
 /// Folders that a person moved to another data folder are believed where they are.
 fn found_elsewhere(mut stored: Stored, found: &[FoundPartition], dirs: &[PathBuf]) -> Stored {
+    let mut records: HashMap<(String, String), &mut TopicRecord> = HashMap::new();
+    for (link, topic, record) in &mut stored.topics {
+        records.insert((link.clone(), topic.clone()), record);
+    }
     for partition in found {
         let id = &partition.id;
-        let record = stored
-            .topics
-            .iter_mut()
-            .find(|(link, topic, _)| *link == id.link && *topic == id.topic)
-            .and_then(|(_, _, record)| record.partitions.get_mut(id.partition as usize));
+        let record = records
+            .get_mut(&(id.link.clone(), id.topic.clone()))
+            .and_then(|record| record.partitions.get_mut(id.partition as usize));
         match record {
             Some(dir) if *dir != dirs[partition.data_dir] => {
                 tracing::warn!("{id} is in {} now", partition.dir.display());

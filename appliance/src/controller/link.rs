@@ -432,14 +432,37 @@ impl Link {
             std::mem::take(&mut state.barred)
         };
         if was_barred {
-            let link = &self.name;
-            let command = || Command::Resume { link: link.clone(), topics: None };
-            self.shared.shards.broadcast(command).await;
+            self.open_gate().await;
         }
         self.discover(&cluster).await?;
         self.compare_known(&cluster).await?;
         self.push_leaders(&cluster, brokers).await;
         Ok(())
+    }
+
+    /// Lets the shards fetch again. That ends what control holds, too, so it is held anew: a topic
+    /// that was recreated stays FAULTED until it is resumed itself.
+    pub(super) async fn open_gate(&self) {
+        let link = &self.name;
+        let command = || Command::Resume { link: link.clone(), topics: None };
+        self.shared.shards.broadcast(command).await;
+        let held: Vec<(Arc<str>, Mode)> = {
+            let state = self.state.borrow();
+            let faulted = |topic: &&Topic| topic.record.state == TopicState::Faulted;
+            let topics = state.topics.iter().filter(|(_, topic)| faulted(topic));
+            topics.map(|(name, topic)| (Arc::from(name.as_str()), mode_of(&topic.record))).collect()
+        };
+        for (topic, mode) in held {
+            let Mode::Held { state, reason } = mode else { continue };
+            let (link, topic) = (&self.name, &topic);
+            let command = || Command::Hold {
+                link: link.clone(),
+                topic: topic.clone(),
+                state,
+                reason: reason.clone(),
+            };
+            self.shared.shards.broadcast(command).await;
+        }
     }
 
     /// Whether this is the cluster the link was made with; remembers it the first time.

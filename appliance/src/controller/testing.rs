@@ -121,6 +121,7 @@ pub(crate) struct ShardState {
     pub(crate) gate_closed: Cell<bool>,
     pub(crate) leaders: Cell<usize>,
     pub(crate) mute: Cell<bool>,
+    pub(crate) retried: Cell<usize>,
     pub(crate) files_removed: RefCell<Vec<PartitionKey>>,
 }
 
@@ -163,6 +164,14 @@ impl Shard {
             Command::Resume { topics, .. } => {
                 self.0.gate_closed.set(self.0.gate_closed.get() && topics.is_some());
                 self.set(&topics, &Mode::Replicate);
+                if topics.is_none() {
+                    self.0.retried.set(self.0.retried.get() + 1);
+                    for mode in self.0.partitions.borrow_mut().values_mut() {
+                        if matches!(mode, Mode::Held { .. }) {
+                            *mode = Mode::Replicate;
+                        }
+                    }
+                }
             }
             Command::Hold { topic, state, reason, .. } => {
                 self.set(&Some(vec![topic]), &Mode::Held { state, reason });

@@ -109,6 +109,23 @@ fn pause_does_not_wait_for_a_source_that_hangs() {
 }
 
 #[test]
+fn resume_of_a_running_link_tries_partitions_again_but_not_faulted_topics() {
+    run(async {
+        let house = copied().await;
+        house.kafka.answer(vec![topic("orders", 7, 3), topic("users", 2, 1)]);
+        house.rounds(2).await;
+        assert_eq!(house.state("orders"), Some(TopicState::Faulted));
+        assert_eq!(house.verb(Verb::Resume, None).await.code, "already_active");
+        house.settle().await;
+        assert_eq!(house.shards[0].0.retried.get(), 1);
+        assert!(house.modes("orders").iter().all(|mode| matches!(mode, Mode::Held { .. })));
+        assert_eq!(house.verb(Verb::Resume, Some(&["orders"])).await.code, "resumed");
+        house.rounds(2).await;
+        assert_eq!(house.state("orders"), Some(TopicState::Faulted), "it is still another topic");
+    });
+}
+
+#[test]
 fn topics_pause_and_resume_alone() {
     run(async {
         let house = copied().await;

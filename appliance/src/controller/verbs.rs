@@ -117,6 +117,9 @@ impl Link {
         let answer = match decided {
             Decision::Refuse(answer) => return Ok(Outcome::new(Ending::Refused, answer, dry_run)),
             Decision::Nothing(answer) => {
+                if request.verb == Verb::Resume && !dry_run {
+                    self.speak().await;
+                }
                 return Ok(Outcome::new(Ending::Unchanged, answer, dry_run));
             }
             Decision::Do(answer) => answer,
@@ -214,6 +217,9 @@ impl Link {
         let mut outcome = Outcome::new(ending, answer, dry_run);
         outcome.topics = topics;
         if todo.is_empty() {
+            if verb == Verb::Resume && !dry_run {
+                self.fetch_again(names).await;
+            }
             return Ok(outcome);
         }
         match verb {
@@ -241,11 +247,15 @@ impl Link {
             return Ok(());
         }
         self.set_topics(names, TopicState::Active, LinkChange::None).await?;
+        self.fetch_again(names).await;
+        Ok(())
+    }
+
+    async fn fetch_again(&self, names: &[String]) {
         let (link, topics) = (self.name(), shared(names));
         let command = || Command::Resume { link: link.clone(), topics: Some(topics.clone()) };
         self.shared.shards.broadcast(command).await;
         self.refresh_soon();
-        Ok(())
     }
 
     /// Stop fetching → flush barrier → FAILING_OVER with every end, durable → FAILED_OVER, durable.
@@ -476,9 +486,7 @@ impl Link {
     }
 
     async fn speak(&self) {
-        let link = self.name();
-        let command = || Command::Resume { link: link.clone(), topics: None };
-        self.shared.shards.broadcast(command).await;
+        self.open_gate().await;
         self.refresh_soon();
     }
 }
