@@ -300,12 +300,7 @@ pub(crate) fn wake(task: TaskId) {
         && let Some(bell) = inbox.push(task)
     {
         // From ring to ring without a system call of its own, if this thread has a ring at hand.
-        let rung = try_with_current(|executor| {
-            let mut driver = executor.driver.try_borrow_mut().ok()?;
-            driver.wake(bell);
-            Some(())
-        });
-        if rung.flatten().is_none() {
+        if try_with_current(|executor| executor.wake_other(bell)) != Some(true) {
             bell.ring();
         }
     }
@@ -463,6 +458,13 @@ impl Executor {
         }
     }
 
+    /// Wakes another executor; false if that is not possible now.
+    pub fn wake_other(&self, bell: &Arc<dyn Bell>) -> bool {
+        let Ok(mut driver) = self.driver.try_borrow_mut() else { return false };
+        driver.wake(bell);
+        true
+    }
+
     /// Stops a task: its future is dropped now, or after its poll if it is being polled.
     fn cancel_task(&self, id: TaskId) {
         let future = self.tasks.borrow_mut().cancel(id);
@@ -577,7 +579,8 @@ impl Executor {
         Ok(())
     }
 
-    /// Stops every task, those too that others start while they are dropped.
+    /// Stops every task, those too that others start while they are dropped, and cancels the
+    /// operations of futures that were forgotten instead of dropped.
     pub fn drop_tasks(&self) {
         let mut any = true;
         while std::mem::take(&mut any) {
@@ -587,6 +590,10 @@ impl Executor {
                 from = slot + 1;
                 drop(future);
             }
+        }
+        let endless = self.flights.borrow().endless();
+        for token in endless {
+            self.driver.borrow_mut().cancel(token);
         }
     }
 

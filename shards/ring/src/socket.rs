@@ -40,11 +40,16 @@ impl Stream {
     ///
     /// # Errors
     /// As `recvmsg(2)`.
+    ///
+    /// # Panics
+    /// If there is no room in the leases.
     pub async fn receive(
         &self,
         into: [Option<Lease>; 2],
         all: bool,
     ) -> (io::Result<usize>, [Option<Lease>; 2]) {
+        let room = into.iter().flatten().any(|lease| !lease.is_empty());
+        assert!(room, "a receive into nothing would look like the stream's end");
         let op = Op::Receive { socket: Rc::clone(&self.handle), into, all };
         let done = perform(op).await;
         match done.op {
@@ -122,7 +127,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens; port 0 lets the system choose.
+    /// Listens; port 0 lets the system choose. A Unix socket's file outlives the listener: who
+    /// listens there again removes it first, or is told `AddrInUse`.
     ///
     /// # Errors
     /// As `bind(2)`.

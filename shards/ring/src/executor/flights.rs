@@ -162,6 +162,16 @@ impl Flights {
         self.wake_front();
     }
 
+    /// Operations that may never end by themselves.
+    pub fn endless(&self) -> Vec<Token> {
+        let endless = |(slot, entry): (usize, &FlightSlot)| {
+            let waits = matches!(entry.state, FlightState::Waiting(_) | FlightState::Orphaned);
+            (waits && entry.cancel)
+                .then_some(Token { slot: slot as u32, generation: entry.generation })
+        };
+        self.slots.iter().enumerate().filter_map(endless).collect()
+    }
+
     pub fn live(&self) -> usize {
         self.slots.len() - self.free.len()
     }

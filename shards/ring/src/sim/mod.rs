@@ -80,6 +80,15 @@ impl Machine {
     pub const FIRST: Self = Self(0);
 }
 
+/// What an executor held when it had stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct Left {
+    /// Its arena.
+    pub memory: MemoryUse,
+    /// Open files and sockets.
+    pub descriptors: usize,
+}
+
 /// A world, run from one seed. See the module's text.
 pub struct Simulation {
     seed: u64,
@@ -275,19 +284,20 @@ impl Simulation {
     // Ends and accidents.
 
     /// Stops an executor as [`run`](crate::run) does at its end: its tasks are dropped, and the
-    /// world runs until nothing of it is in flight. What its arena has still lent out then is in
-    /// the hands of the caller, or leaked.
+    /// world runs until nothing of it is in flight. What it still holds then is in the hands of
+    /// the caller, or leaked.
     ///
     /// # Panics
     /// If it is dead, or if something of it never ends.
-    pub fn stop(&mut self, which: ExecutorId) -> MemoryUse {
+    pub fn stop(&mut self, which: ExecutorId) -> Left {
         let executor = self.executors[which.0].executor.clone().expect("a live executor");
         executor.enter(|| executor.drop_tasks());
         self.run_until(|sim| {
             let idle = sim.world.borrow().in_flight(which) == 0;
             idle && !executor.has_ready() && !executor.has_messages()
         });
-        let left = executor.arena().in_use();
+        let memory = executor.arena().in_use();
+        let left = Left { memory, descriptors: self.open_descriptors(which) };
         drop(executor);
         self.bury(which, false);
         left

@@ -33,8 +33,7 @@ fn simulated<F: Future<Output = ()> + 'static>(config: Config, body: impl Fn(Pat
         let executor = sim.executor(config.clone());
         sim.run_on(executor, body("/data".into()));
         let left = sim.stop(executor);
-        assert_eq!(left.used, 0, "memory leaked ({sim:?})");
-        assert_eq!(sim.open_descriptors(executor), 0, "descriptors leaked ({sim:?})");
+        assert_eq!((left.memory.used, left.descriptors), (0, 0), "leaked ({sim:?})");
     });
 }
 

@@ -2,10 +2,14 @@
 #![cfg(not(miri))]
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::*;
+use crate::driver::Bell;
 
 fn ring<T: 'static>(root: impl Future<Output = T> + 'static) -> T {
     run(small(), root).expect("a ring")
@@ -58,6 +62,54 @@ fn a_wake_is_not_lost_when_the_waker_ends_at_once() {
         std::thread::spawn(move || ring(async move { sender.send(5) })).join().expect("ends").ok();
         assert_eq!(waiting.join().expect("ends"), Ok(5));
     }
+}
+
+#[test]
+fn a_wake_is_not_lost_when_the_waker_panics() {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let waiting = std::thread::spawn(move || ring(receiver));
+    let panicking = std::thread::spawn(move || {
+        ring(async move {
+            let (ours, theirs) = pair().await;
+            // In flight at the panic: the ring and all it holds is leaked.
+            spawn(Share::Serve, async move {
+                receive(&ours, 4096).await;
+            })
+            .detach();
+            sleep(Duration::from_millis(20)).await;
+            std::mem::forget(theirs);
+            sender.send(5).expect("it listens");
+            panic!("on purpose");
+        })
+    });
+    panicking.join().expect_err("panics");
+    assert_eq!(waiting.join().expect("ends"), Ok(5));
+}
+
+#[test]
+fn a_refused_message_rings_the_bell() {
+    struct NoRing {
+        file: std::fs::File,
+        rings: AtomicU64,
+    }
+    impl Bell for NoRing {
+        fn ring(&self) {
+            self.rings.fetch_add(1, Ordering::SeqCst);
+        }
+        fn ring_descriptor(&self) -> Option<RawFd> {
+            Some(self.file.as_raw_fd())
+        }
+    }
+    let file = std::fs::File::open("/dev/null").expect("a file that is no ring");
+    let bell = Arc::new(NoRing { file, rings: AtomicU64::new(0) });
+    let theirs: Arc<dyn Bell> = bell.clone();
+    ring(async move {
+        assert!(executor::with_current(|executor| executor.wake_other(&theirs)));
+        while bell.rings.load(Ordering::SeqCst) == 0 {
+            yield_now().await;
+        }
+        assert_eq!(stats().driver.messages, 1);
+    });
 }
 
 #[test]

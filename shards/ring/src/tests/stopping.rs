@@ -34,7 +34,6 @@ both!(stopping_ends_what_would_wait_for_ever, |folder: PathBuf| async move {
     })
     .detach();
     sleep(Duration::from_millis(1)).await;
-    std::mem::forget(timeout(Duration::from_secs(1), theirs.clone().receive([None, None], false)));
     drop(theirs);
 });
 
@@ -60,3 +59,27 @@ both!(tasks_that_start_tasks_while_they_are_dropped_end_too, |_| async {
     .detach();
     yield_now().await;
 });
+
+/// Its memory is in its own hands for ever, but the end does not wait for it.
+async fn forget_a_receive() {
+    let (ours, theirs) = pair().await;
+    let into = lease(4096, Class::Control).await;
+    let mut forgotten = Box::pin(async move { ours.receive([Some(into), None], true).await.0 });
+    assert_eq!(timeout(Duration::ZERO, &mut forgotten).await.err(), Some(Elapsed));
+    std::mem::forget((forgotten, theirs));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no io_uring")]
+fn a_forgotten_receive_does_not_hold_up_the_end() {
+    run(small(), forget_a_receive()).expect("ends in time");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "it leaks, as it should")]
+fn a_forgotten_receive_does_not_hold_up_a_simulated_end() {
+    let mut sim = Simulation::new(1, Faults::default());
+    let executor = sim.executor(small());
+    sim.run_on(executor, forget_a_receive());
+    assert_eq!(sim.stop(executor).memory.used, 4096);
+}

@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::faults::Random;
 use crate::file::OpenOptions;
@@ -101,6 +101,43 @@ impl Disk {
         self.create_dir_all(path.as_ref())?;
         self.flush_all(self.stamp);
         Ok(())
+    }
+
+    /// Removes a file, flushed.
+    ///
+    /// # Errors
+    /// As `unlink(2)`.
+    pub fn lose_file(&mut self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.remove_file(path.as_ref())?;
+        self.flush_all(self.stamp);
+        Ok(())
+    }
+
+    /// Cuts or extends a file, flushed.
+    ///
+    /// # Errors
+    /// As `truncate(2)`.
+    pub fn cut_file(&mut self, path: impl AsRef<Path>, len: u64) -> io::Result<()> {
+        let inode = self.file(path.as_ref())?;
+        self.truncate(inode, len);
+        self.flush_all(self.stamp);
+        Ok(())
+    }
+
+    /// Every file below a directory, with its length, in order.
+    ///
+    /// # Errors
+    /// As `readdir(3)`.
+    pub fn files(&self, below: impl AsRef<Path>) -> io::Result<Vec<(PathBuf, u64)>> {
+        let mut found = Vec::new();
+        for entry in self.read_dir(below.as_ref())? {
+            let path = below.as_ref().join(&entry.name);
+            match entry.is_dir {
+                true => found.extend(self.files(path)?),
+                false => found.push((path, entry.len)),
+            }
+        }
+        Ok(found)
     }
 
     /// Turns one bit of a file, in every layer.

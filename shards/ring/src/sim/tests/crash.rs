@@ -208,6 +208,26 @@ fn broken_media_show() {
 }
 
 #[test]
+fn files_can_be_lost_and_cut_from_outside() {
+    let mut sim = Simulation::new(1, Faults::none());
+    let shard = sim.executor(tiny());
+    sim.disk(FIRST, |disk| {
+        disk.make_dir("/a/b").expect("a folder");
+        disk.write_file("/a/b/one", &[1; 1000]).expect("room");
+        disk.write_file("/a/two", &[2; 1000]).expect("room");
+        disk.cut_file("/a/two", 10).expect("there");
+        assert!(!disk.is_dirty());
+    });
+    sim.crash(shard);
+    sim.disk(FIRST, |disk| {
+        let files = disk.files("/").expect("lists");
+        assert_eq!(files, [("/a/b/one".into(), 1000), ("/a/two".into(), 10)]);
+        disk.lose_file("/a/b/one").expect("there");
+        assert_eq!(disk.read_file("/a/b/one"), None);
+    });
+}
+
+#[test]
 fn a_disk_is_full_at_its_size() {
     let mut sim = Simulation::new(1, Faults::none());
     sim.disk(FIRST, |disk| disk.set_capacity(3 * 4096));
