@@ -50,7 +50,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn waits_double_within_jitter_and_stay_bounded(randoms in prop::collection::vec(any::<u64>(), 1..40)) {
+        fn waits_double_within_jitter_and_stay_bounded(
+            randoms in prop::collection::vec(any::<u64>(), 1..40),
+        ) {
             let mut backoff = Backoff::new();
             for (n, random) in randoms.into_iter().enumerate() {
                 let base_ms = (1000u64 << n.min(20)).min(300_000);

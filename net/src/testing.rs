@@ -57,8 +57,8 @@ pub fn api_versions(fetch: i16) -> Vec<u8> {
     encoded(&ApiVersionsResponse::default().with_api_keys(rows.into()), 3)
 }
 
-/// Serves connections one after another: ApiVersions, then what `reply` says. Pieces of `piece` bytes are written
-/// one by one.
+/// Serves connections one after another: ApiVersions, then what `reply` says. Pieces of `piece`
+/// bytes are written one by one.
 pub fn serve(
     fetch: i16,
     piece: usize,

@@ -48,8 +48,8 @@ impl Api {
     }
 
     /// The versions we speak. Their lower ends are what Kafka 2.1 has: Fetch since it filters by
-    /// isolation level, Metadata since it can be asked without creating topics, OffsetForLeaderEpoch
-    /// since consumers may ask it.
+    /// isolation level, Metadata since it can be asked without creating topics,
+    /// OffsetForLeaderEpoch since consumers may ask it.
     pub const fn spoken(self) -> RangeInclusive<i16> {
         match self {
             Api::Fetch => 4..=18,

@@ -18,7 +18,7 @@ use fields::Fields;
 use uuid::Uuid;
 
 /// First version with a top-level error code and a session id.
-const SESSIONS_SINCE: i16 = 7;
+pub(super) const SESSIONS_SINCE: i16 = 7;
 /// First version whose lengths are varints and whose structs end in tagged fields.
 const FLEXIBLE_SINCE: i16 = 12;
 /// First version that names topics by id.

@@ -16,7 +16,7 @@
 mod encode;
 
 use super::request::{put_no_tags, put_text, put_top};
-use super::response::{ResponseHead, TOPIC_IDS_SINCE, TopicRef};
+use super::response::{ResponseHead, SESSIONS_SINCE, TOPIC_IDS_SINCE, TopicRef};
 use crate::codes::{ErrorCode, Meaning};
 use crate::limits::{PARTITION_KEYS_MAX, TOPIC_NAME_BYTES_MAX};
 use std::collections::HashMap;
@@ -164,8 +164,11 @@ impl FetchSession {
 
     /// Makes a partition known under a key of the caller's choice (small: keys index a table). It
     /// is not wanted yet. A name under a new id takes the old topic's place, whose partitions are
-    /// no longer wanted and are to be removed. Panics when the key is in use or not below [`PARTITION_KEYS_MAX`], when
-    /// the partition is known under another key, or when the name is no topic's.
+    /// no longer wanted and are to be removed.
+    ///
+    /// # Panics
+    /// When the key is in use or not below [`PARTITION_KEYS_MAX`], when the partition is known
+    /// under another key, or when the name is no topic's.
     pub fn add(&mut self, key: u32, topic: TopicName<'_>, partition: i32) {
         assert!(key < PARTITION_KEYS_MAX, "partition key {key}");
         assert!((1..=TOPIC_NAME_BYTES_MAX).contains(&topic.name.len()), "name {:?}", topic.name);
@@ -260,6 +263,9 @@ impl FetchSession {
         let by_id = version >= TOPIC_IDS_SINCE;
         if self.in_flight.is_some() || self.named_by_id.is_some_and(|before| before != by_id) {
             self.lost();
+        }
+        if version < SESSIONS_SINCE {
+            self.moved();
         }
         self.named_by_id = Some(by_id);
         self.in_flight = Some(version);

@@ -162,7 +162,9 @@ fn versioned<S: Strategy>(
 
 proptest! {
     #[test]
-    fn api_versions_hold((version, response) in versioned(0..=3, api_versions), damage in damage()) {
+    fn api_versions_hold(
+        (version, response) in versioned(0..=3, api_versions), damage in damage(),
+    ) {
         holds::<ApiVersionsRequest>(&response, version, &damage)?;
     }
 
@@ -172,7 +174,9 @@ proptest! {
     }
 
     #[test]
-    fn list_offsets_hold((version, response) in versioned(1..=10, list_offsets), damage in damage()) {
+    fn list_offsets_hold(
+        (version, response) in versioned(1..=10, list_offsets), damage in damage(),
+    ) {
         holds::<ListOffsetsRequest>(&response, version, &damage)?;
     }
 
@@ -182,7 +186,9 @@ proptest! {
     }
 
     #[test]
-    fn noise_is_refused_or_decoded(bytes in prop::collection::vec(any::<u8>(), 0..400), version in 0i16..14) {
+    fn noise_is_refused_or_decoded(
+        bytes in prop::collection::vec(any::<u8>(), 0..400), version in 0i16..14,
+    ) {
         let bytes = Bytes::from(bytes);
         let _ = decode_body::<ApiVersionsRequest>(bytes.clone(), version.min(3));
         let _ = decode_body::<MetadataRequest>(bytes.clone(), version.max(4));

@@ -368,6 +368,12 @@ fn a_recreated_topic_is_asked_for_by_its_new_id_alone() {
 }
 
 #[test]
+fn a_source_that_has_become_too_old_for_sessions_is_asked_for_everything() {
+    let mut session = established(2);
+    assert_eq!(ask(&mut session, 6).0, Asked { full: true, wanted: 2, forgotten: 0 });
+}
+
+#[test]
 fn full_requests_rotate() {
     let mut session = FetchSession::new();
     for key in 0..6u32 {
