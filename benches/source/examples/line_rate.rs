@@ -2,7 +2,9 @@
 //!
 //! `cargo run --release -p source --example line_rate [KEY=VALUE …]`, keys as in `Run` below. The
 //! source is a child process on core 1, the reader is on core 0. For each run it prints GiB/s and
-//! the CPU seconds per GiB of the source and of the reader, user and system apart.
+//! the CPU seconds per GiB of the source and of the reader, user and system apart. `bare=true`
+//! puts a process in the source's place that only writes memory to the socket, 1 MiB at a time:
+//! what no source can beat by plain writes.
 
 use source::{ChildConfig, TopicSpec, parse_addresses, run_child};
 use std::error::Error;
@@ -26,12 +28,16 @@ struct Run {
     answer_bytes: i32,
     connections: usize,
     gib: u64,
+    bare: bool,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "embedded-source") {
         return Ok(run_child(&arguments[1])?);
+    }
+    if arguments.first().is_some_and(|first| first == "bare-sender") {
+        return send_memory();
     }
     let mut run = Run {
         partitions: 16,
@@ -42,6 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         answer_bytes: 1 << 20,
         connections: 1,
         gib: 16,
+        bare: false,
     };
     for argument in &arguments {
         let (key, value) = argument.split_once('=').ok_or("KEY=VALUE is expected")?;
@@ -54,6 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "answer_bytes" => run.answer_bytes = value.parse()?,
             "connections" => run.connections = value.parse()?,
             "gib" => run.gib = value.parse()?,
+            "bare" => run.bare = value.parse()?,
             _ => return Err(format!("unknown key {key}").into()),
         }
     }
@@ -70,7 +78,7 @@ fn measure(run: &Run) -> Result<(), Box<dyn Error>> {
     };
     let config = ChildConfig { core: Some(1), topics: vec![topic], ..ChildConfig::default() };
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["embedded-source", &config.to_string()])
+        .args([if run.bare { "bare-sender" } else { "embedded-source" }, &config.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -81,7 +89,7 @@ fn measure(run: &Run) -> Result<(), Box<dyn Error>> {
 
     let (source_before, own_before, began) =
         (cpu(child.id())?, cpu(std::process::id())?, Instant::now());
-    let bytes = pull(run, address)?;
+    let bytes = if run.bare { swallow(run, address)? } else { pull(run, address)? };
     let seconds = began.elapsed().as_secs_f64();
     let (source_after, own_after) = (cpu(child.id())?, cpu(std::process::id())?);
     let gib = bytes as f64 / f64::from(1u32 << 30);
@@ -100,6 +108,27 @@ fn stop(child: &mut Child) -> Result<(), Box<dyn Error>> {
     drop(child.stdin.take());
     child.wait()?;
     Ok(())
+}
+
+/// Writes the same 4 MiB again and again to the first connection, until it ends.
+fn send_memory() -> Result<(), Box<dyn Error>> {
+    core_affinity::set_for_current(core_affinity::CoreId { id: 1 });
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    println!("{}", listener.local_addr()?);
+    let (mut stream, _) = listener.accept()?;
+    let memory = vec![0x5a; 4 << 20];
+    while memory.chunks(1 << 20).all(|chunk| stream.write_all(chunk).is_ok()) {}
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+fn swallow(run: &Run, address: SocketAddr) -> Result<u64, Box<dyn Error>> {
+    let mut stream = TcpStream::connect(address)?;
+    let (mut buffer, mut total) = (vec![0; 1 << 20], 0);
+    while total < run.gib << 30 {
+        total += stream.read(&mut buffer)? as u64;
+    }
+    Ok(total)
 }
 
 /// One connection's place: partitions are fetched in turn, so that each moves on alike.
