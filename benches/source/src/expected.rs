@@ -80,7 +80,8 @@ pub struct Comparison<'a> {
 pub enum Difference {
     /// A byte differs.
     #[error(
-        "byte {in_batch} of the batch at offset {base_offset} is {found:#04x}, not {expected:#04x} (byte {position} compared)"
+        "byte {in_batch} of the batch at offset {base_offset} is {found:#04x}, \
+         not {expected:#04x} (byte {position} of those compared)"
     )]
     Byte {
         /// Base offset of the batch that the source has there.
