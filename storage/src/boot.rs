@@ -197,7 +197,8 @@ fn read_checkpoints(data_dir: &Path, has_partitions: bool) -> Result<Merged, Boo
     Ok((merge(good), boot, lost))
 }
 
-/// Makes the merged state durable, then removes the slots it was merged from: shards write new ones.
+/// Makes the merged state durable, then removes the slots it was merged from: shards write new
+/// ones.
 fn write_base(directory: &Directory, boot: u64) -> Result<(), BootError> {
     let own = directory.path.join(OWN_FOLDER);
     let io = |source| BootError::Io { path: own.clone(), source };

@@ -100,7 +100,7 @@ impl Chain {
     ) -> Option<Lease> {
         assert!(want > 0);
         if self.lent.is_some() {
-            // The last one never came back: its connection broke, and an operation may still own it.
+            // The last one never came back: its connection broke, an operation may still own it.
             self.forget_lent();
         }
         if self.free_bytes < want.min(CHUNK_BYTES_MAX / 2)

@@ -527,7 +527,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_gives_the_same_result(bytes in stream(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12)) {
+        fn any_split_gives_the_same_result(
+            bytes in stream(),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
             let whole = check(&[&bytes], BOUNDS);
             prop_assert!(whole.1.is_ok());
             prop_assert_eq!(whole.0.iter().map(|b| b.bytes as usize).sum::<usize>(), bytes.len());
@@ -540,7 +543,11 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_is_found_or_harmless(bytes in stream(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        fn a_flipped_bit_is_found_or_harmless(
+            bytes in stream(),
+            at in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+        ) {
             let (before, _) = check(&[&bytes], BOUNDS);
             let mut flipped = bytes.clone();
             let at = at.index(bytes.len());
@@ -556,10 +563,11 @@ mod tests {
                     prop_assert_eq!(after.get(i), Some(batch));
                 } else if let Some(other) = after.get(i) {
                     let in_head = at - start < CHECKED_FROM;
-                    prop_assert!(in_head, "the flip at {} of batch {:?} went unseen", at - start, batch);
+                    prop_assert!(in_head, "the flip at {} of {batch:?} went unseen", at - start);
                     prop_assert_eq!(other.crc, batch.crc);
                     prop_assert_eq!(other.bytes, batch.bytes);
-                    prop_assert!(other.base_offset >= batch.base_offset || i == 0 || other.base_offset > after[i - 1].last_offset);
+                    let after_last = i == 0 || other.base_offset > after[i - 1].last_offset;
+                    prop_assert!(other.base_offset >= batch.base_offset || after_last);
                     break;
                 } else {
                     prop_assert!(result.is_err() || after.len() < before.len());

@@ -336,14 +336,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn checkpoints_come_back(checkpoint in checkpoint(), behind in prop::collection::vec(any::<u8>(), 0..50)) {
+        fn checkpoints_come_back(
+            checkpoint in checkpoint(),
+            behind in prop::collection::vec(any::<u8>(), 0..50),
+        ) {
             let mut bytes = checkpoint.encode();
             bytes.extend(behind);
             prop_assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint));
         }
 
         #[test]
-        fn a_torn_or_flipped_slot_is_refused(checkpoint in checkpoint(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        fn a_torn_or_flipped_slot_is_refused(
+            checkpoint in checkpoint(),
+            at in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+        ) {
             let mut bytes = checkpoint.encode();
             let at = at.index(bytes.len());
             prop_assert!(Checkpoint::decode(&bytes[..at]).is_err());

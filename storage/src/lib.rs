@@ -1,11 +1,11 @@
 //! Segment logs in Kafka's own format, written with direct I/O; and the node's metadata store.
 //!
 //! How a byte passes through: [`log::Log::lend`] gives the unfilled tail of a partition's append
-//! buffer ([`chain`]); received bytes go through the validator ([`check`]); complete batches freeze,
-//! enter the indexes ([`index`]), producer state ([`producers`]) and epochs ([`epochs`]), and are written
-//! from where they landed ([`segment`], [`volume`]). Behind that, and never on the append path, space is
-//! prepared, finished segments are sealed ([`seal`]), and a flush cycle makes what is written
-//! durable and says so in a checkpoint ([`checkpoint`]).
+//! buffer ([`chain`]); received bytes go through the validator ([`check`]); complete batches
+//! freeze, enter the indexes ([`index`]), producer state ([`producers`]) and epochs ([`epochs`]),
+//! and are written from where they landed ([`segment`], [`volume`]). Behind that, and never on the
+//! append path, space is prepared, finished segments are sealed ([`seal`]), and a flush cycle makes
+//! what is written durable and says so in a checkpoint ([`checkpoint`]).
 //!
 //! After a start [`boot`] locks the data directories and merges the checkpoints of all shards, and
 //! [`recovery`] decides, without I/O, what of a partition's files to believe.
@@ -17,10 +17,12 @@
 //! - damage is a state with a range, and it changes nothing on disk;
 //! - a closed folder is what Kafka's own tools accept.
 //!
-//! What is where on disk, and why: `DATA_FILE.md`. This crate opens no socket and has no unsafe code.
+//! What is where on disk, and why: `DATA_FILE.md`. This crate opens no socket and has no unsafe
+//! code.
 
 #![forbid(unsafe_code)]
 
+mod append;
 pub mod batch;
 pub mod boot;
 pub mod chain;

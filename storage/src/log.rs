@@ -1,37 +1,32 @@
 //! A partition's log: what the shard appends to and asks about.
 //!
-//! All methods that take no time are plain functions; state lives in a `RefCell` that is never held
-//! over an await. The bytes of a fetch response go through
+//! All methods that take no time are plain functions; state lives in a `RefCell` that is never
+//! held over an await. The bytes of a fetch response go through
 //!
-//! [`Log::reserve`] → [`Log::begin`] → ([`Log::lend`] → receive → [`Log::filled`])* → [`Log::end`]
+//! [`Log::reserve`] → [`Log::begin`] → ([`Log::lend`] → receive → [`Log::filled`])*
+//! → [`Log::end`]
 //!
 //! and complete, checked batches become writable at once. Writing, preparing space, sealing and
 //! flushing happen behind it, in [`crate::volume`] and `work`.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 
-use ring::{Class, File, Instant, Lease};
+use ring::{Class, Instant, Lease};
 use thiserror::Error;
 
-use crate::batch::{Batch, Producer};
-use crate::chain::Chain;
-use crate::check::{AppendError, Bounds, Checker};
-use crate::checkpoint::{Entry, Replay};
-use crate::epochs::Epochs;
-use crate::limits::{
-    BATCH_BYTES_MAX, PREPARE_AHEAD_BYTES, SAVE_BYTES, SEGMENT_BYTES_MAX, SPACE_BYTES_MAX,
-};
+use crate::append::Inner;
+use crate::batch::Producer;
+use crate::check::{AppendError, Bounds};
+use crate::checkpoint::Entry;
+use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_MAX};
 use crate::names::{LogId, NameError};
-use crate::position::{Flushed, Place, Positions, Received, Written};
-use crate::producers::Producers;
+use crate::position::Positions;
 use crate::queue::pop_if;
 use crate::recovery::Corrupt;
-use crate::seal::SealBuilder;
-use crate::segment::{Finished, Segment, Urge, Write};
+use crate::segment::{Segment, Urge, Write};
 use crate::signal::Signal;
 use crate::store::Memory;
 use crate::volume::{Covered, Volume};
@@ -174,50 +169,6 @@ pub struct Log {
     this: Weak<Log>,
 }
 
-/// The state.
-pub(crate) struct Inner {
-    pub settings: LogSettings,
-    pub state: LogState,
-    pub active: Segment,
-    /// Complete segments that are not sealed yet, oldest first.
-    pub closing: VecDeque<Segment>,
-    /// Sealed segments: base and bytes.
-    pub sealed: Vec<(i64, u64)>,
-    /// Segments wholly below the visible start, and since when.
-    pub retired: VecDeque<(Instant, i64)>,
-    /// Retired segments whose undo window has passed.
-    pub expired: Vec<i64>,
-    /// A file for the next segment, with space in it, so that a roll waits for neither.
-    pub prepared: Option<(File, u64)>,
-    pub checker: Checker,
-    pub epochs: Epochs,
-    pub epochs_dirty: bool,
-    pub producers: Producers,
-    pub last_batch: Option<LastBatch>,
-    pub log_start_offset: i64,
-    pub high_watermark: i64,
-    pub flushed: Place,
-    pub flushed_epoch: Option<i32>,
-    pub replay: Replay,
-    /// Saved side files, oldest first; one becomes the replay place once it is flushed.
-    pub saved: VecDeque<Replay>,
-    /// Snapshots that no segment needs.
-    pub stray_snapshots: Vec<i64>,
-    pub generation: u64,
-    /// The end is being cut back.
-    pub truncating: bool,
-    /// Damaged, and known from doubtful checkpoints only.
-    pub doubtful: bool,
-    /// Records of a response are arriving.
-    expecting: bool,
-    /// This response brought a bad batch; the rest of it is not taken.
-    refused: bool,
-    overdue: bool,
-    disk_full: bool,
-    pub closing_down: bool,
-    reserved: usize,
-}
-
 impl Log {
     pub(crate) fn new(
         id: LogId,
@@ -319,8 +270,8 @@ impl Log {
         inner.high_watermark = inner.high_watermark.max(limits.high_watermark);
     }
 
-    /// Memory for up to `want` bytes to come, in one piece; ask again for more. None: no memory now,
-    /// or the log takes nothing.
+    /// Memory for up to `want` bytes to come, in one piece; ask again for more. None: no memory
+    /// now, or the log takes nothing.
     pub fn lend(&self, want: usize) -> Option<Lease> {
         let mut inner = self.inner.borrow_mut();
         if !inner.takes_records() || inner.refused || want == 0 {
@@ -635,294 +586,5 @@ impl Log {
         while let Some((_, base)) = pop_if(&mut inner.retired, due) {
             inner.expired.push(base);
         }
-    }
-}
-
-impl Inner {
-    pub fn takes_records(&self) -> bool {
-        matches!(self.state, LogState::Healthy) && !self.closing_down
-    }
-
-    pub fn is_expecting(&self) -> bool {
-        self.expecting
-    }
-
-    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
-        self.closing.iter().chain([&self.active])
-    }
-
-    pub fn segments_mut(&mut self) -> impl Iterator<Item = &mut Segment> {
-        self.closing.iter_mut().chain([&mut self.active])
-    }
-
-    /// Written counts in order of segments: one that is not sealed holds those after it back.
-    pub fn written(&self) -> Place {
-        self.closing.front().unwrap_or(&self.active).written
-    }
-
-    fn idle(&self) -> bool {
-        !self.expecting && self.active.unsent() == 0
-    }
-
-    fn positions(&self) -> Positions {
-        let trusted = matches!(self.state, LogState::Healthy | LogState::Closed);
-        let flushed = self.flushed;
-        let (received, written) =
-            if trusted { (self.active.received, self.written()) } else { (flushed, flushed) };
-        let end = Place { offset: received.offset.max(self.checker.expected()), ..received };
-        let received = if trusted { end } else { received };
-        Positions {
-            log_start_offset: self.log_start_offset,
-            received: Received(received),
-            written: Written(written),
-            flushed: Flushed(flushed),
-            high_watermark: self.high_watermark,
-            last_stable_offset: self.producers.first_open().unwrap_or(received.offset),
-            last_epoch: self.checker.last_epoch(),
-        }
-    }
-
-    fn rewind(&mut self) {
-        self.active.chain.rewind();
-        self.checker.rewind();
-    }
-
-    fn filled(
-        &mut self,
-        lease: Lease,
-        bytes: usize,
-        id: &LogId,
-        memory: &Memory,
-    ) -> Result<(), AppendError> {
-        if !self.takes_records() || self.refused {
-            return Err(AppendError::NotHealthy);
-        }
-        if self.active.chain.fill(lease, bytes).is_err() {
-            return Err(AppendError::ForeignLease);
-        }
-        let mut unfed = bytes;
-        while unfed > 0 {
-            let result = self.checker.feed(self.active.chain.unfed(unfed)).and_then(|fed| {
-                unfed -= fed.consumed;
-                fed.batch.map_or(Ok(()), |batch| self.append(&batch, id, memory))
-            });
-            if let Err(error) = result {
-                self.refused = true;
-                self.rewind();
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// The unchecked bytes begin with this good batch.
-    fn append(&mut self, batch: &Batch, id: &LogId, memory: &Memory) -> Result<(), AppendError> {
-        let combined = SealBuilder::takes_checksum(batch.bytes);
-        let file_crc = combined.then(|| self.checker.file_crc(batch));
-        if self.must_roll(batch) {
-            self.roll(batch, id, memory)?;
-        }
-        let position = self.active.received.bytes;
-        if let Some(aborted) = self.producers.append(batch) {
-            self.active.indexes.append_aborted(aborted);
-        }
-        if let Some(epoch) = batch.leader_epoch
-            && self.epochs.assign(epoch, batch.base_offset)
-        {
-            self.epochs_dirty = true;
-        }
-        self.active.append(batch, file_crc);
-        self.last_batch = Some(LastBatch {
-            base_offset: batch.base_offset,
-            last_offset: batch.last_offset,
-            bytes: batch.bytes,
-            leader_epoch: batch.leader_epoch,
-            crc: batch.crc,
-            producer: batch.producer,
-            record_count: batch.record_count,
-            segment: self.active.base,
-            position,
-        });
-        Ok(())
-    }
-
-    fn must_roll(&self, batch: &Batch) -> bool {
-        let segment = &self.active;
-        let fits = crate::index::fits(segment.base, batch.last_offset);
-        if segment.received.bytes == 0 {
-            // A file that has no name yet may get any.
-            return !fits || batch.base_offset < segment.base;
-        }
-        let segment_bytes = self.settings.segment_bytes.min(SEGMENT_BYTES_MAX);
-        let first = segment.indexes.state().first_timestamp;
-        let age_ms = if first >= 0 {
-            batch.max_timestamp.saturating_sub(first)
-        } else {
-            ring::wall_ms().saturating_sub(segment.created_ms)
-        };
-        segment.received.bytes + u64::from(batch.bytes) > segment_bytes
-            || !fits
-            || segment.indexes.full()
-            || age_ms > self.settings.segment_ms
-    }
-
-    /// Ends the active segment and begins one at the batch's base offset. The bytes that were
-    /// received already move to a buffer of the new segment's phase.
-    fn roll(&mut self, batch: &Batch, id: &LogId, memory: &Memory) -> Result<(), AppendError> {
-        let total = self.active.chain.unchecked_bytes();
-        let mut chain = Chain::new(0);
-        for piece in self.active.chain.pieces(total) {
-            let mut rest = piece;
-            while !rest.is_empty() {
-                let lease = chain.lend(total, |bytes| memory.take(bytes, id));
-                let mut lease = lease.ok_or(AppendError::NoMemory)?;
-                let count = rest.len().min(lease.len());
-                lease[..count].copy_from_slice(&rest[..count]);
-                rest = &rest[count..];
-                chain.fill(lease, count).expect("the lease just lent");
-            }
-        }
-        let epoch = self.checker.last_epoch();
-        let base = batch.base_offset;
-        self.checker.start_segment(u64::from(batch.bytes));
-        let mut next = Segment::new(base, base, epoch, ring::wall_ms());
-        next.chain = chain;
-        next.step = self.active.step.max(self.active.space).min(SPACE_BYTES_MAX);
-        if let Some((file, space)) = self.prepared.take() {
-            next.file = Some(file);
-            next.space = space;
-            next.unnamed = true;
-        }
-        let old = std::mem::replace(&mut self.active, next);
-        if old.received.bytes == 0 && old.file.is_none() {
-            if base < old.base {
-                // The log's first batch begins below the offset it was opened at.
-                self.flushed = self.active.written;
-                self.replay = Replay::segment_start(base, None, false);
-            }
-            return Ok(());
-        }
-        self.finish(old, base);
-        Ok(())
-    }
-
-    /// Hands a complete segment to the background, which seals it once it is written.
-    fn finish(&mut self, mut old: Segment, next_base: i64) {
-        old.chain.rewind();
-        old.chain.drop_free();
-        old.indexes.finish();
-        old.finished = Some(Finished {
-            next_base,
-            snapshot: self.producers.encode(),
-            has_producers: !self.producers.is_empty(),
-            epoch: old.written_epoch.max(self.epochs.last()),
-        });
-        self.closing.push_back(old);
-    }
-
-    /// Finds sealed segments that fell wholly below the visible start.
-    pub fn retire(&mut self, now: Instant) {
-        let bases: Vec<i64> =
-            self.sealed.iter().map(|s| s.0).chain(self.segments().map(|s| s.base)).collect();
-        for pair in bases.windows(2) {
-            let known = self.retired.iter().any(|(_, base)| *base == pair[0])
-                || self.expired.contains(&pair[0]);
-            let sealed = self.sealed.iter().any(|s| s.0 == pair[0]);
-            if pair[1] <= self.log_start_offset && sealed && !known {
-                self.retired.push_back((now, pair[0]));
-            }
-        }
-    }
-
-    fn move_replay(&mut self, replay: Replay) {
-        let old = std::mem::replace(&mut self.replay, replay);
-        if old.snapshot && old.place.bytes > 0 && old.place.offset != replay.place.offset {
-            self.stray_snapshots.push(old.place.offset);
-        }
-    }
-
-    /// How much space the next segment's file should get, if it should be prepared now.
-    pub fn wanted_prepared(&self, step_max: u64) -> Option<u64> {
-        let active = &self.active;
-        let limit = self.settings.segment_bytes.min(SEGMENT_BYTES_MAX);
-        let near = limit.saturating_sub(active.received.bytes) < limit / 4;
-        // A slow partition rolls by time; its next file can wait for the roll.
-        let grown = active.space >= PREPARE_AHEAD_BYTES.min(limit / 2);
-        let due = near && grown && active.unsent() > 0;
-        (self.prepared.is_none() && due).then(|| {
-            let most = limit.next_multiple_of(ring::BLOCK as u64);
-            active.space.min(step_max).min(most).next_multiple_of(ring::BLOCK as u64)
-        })
-    }
-
-    /// Whether so much was appended since the side files were saved that they should be again.
-    pub fn wants_saving(&self) -> bool {
-        let last = self.saved.back().map_or(self.replay.place, |saved| saved.place);
-        let segment = &self.active;
-        let since = if last.segment == segment.base { last.bytes } else { 0 };
-        segment.indexes.wants_saving() || segment.received.bytes - since >= SAVE_BYTES
-    }
-}
-
-/// Everything a log is opened with.
-pub(crate) struct Opened {
-    pub settings: LogSettings,
-    pub state: LogState,
-    pub active: Segment,
-    pub sealed: Vec<(i64, u64)>,
-    pub epochs: Epochs,
-    pub producers: Producers,
-    pub last_batch: Option<LastBatch>,
-    pub last_epoch: Option<i32>,
-    pub log_start_offset: i64,
-    pub high_watermark: i64,
-    pub flushed: Place,
-    pub replay: Replay,
-    pub doubtful: bool,
-    pub new: bool,
-}
-
-impl Opened {
-    pub fn into_inner(self, generation: u64) -> Inner {
-        let place = self.active.received;
-        let bounds = Bounds::local(self.settings.batch_bytes_max);
-        let expected = place.offset.max(self.log_start_offset);
-        let mut checker = Checker::new(expected, self.last_epoch, place.bytes, bounds);
-        if self.new {
-            checker.allow_straddle();
-        }
-        let mut inner = Inner {
-            settings: self.settings,
-            state: self.state,
-            active: self.active,
-            closing: VecDeque::new(),
-            sealed: self.sealed,
-            retired: VecDeque::new(),
-            expired: Vec::new(),
-            prepared: None,
-            checker,
-            epochs: self.epochs,
-            epochs_dirty: false,
-            producers: self.producers,
-            last_batch: self.last_batch,
-            log_start_offset: self.log_start_offset,
-            high_watermark: self.high_watermark,
-            flushed: self.flushed,
-            flushed_epoch: self.last_epoch,
-            replay: self.replay,
-            saved: VecDeque::new(),
-            stray_snapshots: Vec::new(),
-            generation,
-            truncating: false,
-            doubtful: self.doubtful,
-            expecting: false,
-            refused: false,
-            overdue: false,
-            disk_full: false,
-            closing_down: false,
-            reserved: 0,
-        };
-        inner.retire(ring::now());
-        inner
     }
 }

@@ -7,12 +7,13 @@ use std::rc::Rc;
 
 use ring::{BLOCK, Class, File};
 
+use crate::append::Opened;
 use crate::batch::Batch;
 use crate::chain::Chain;
 use crate::checkpoint::{Entry, Replay};
 use crate::epochs::Epochs;
 use crate::index::{self, IndexState, Indexes};
-use crate::log::{LastBatch, Log, LogError, LogSettings, LogState, Opened};
+use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
 use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;

@@ -5,8 +5,8 @@
 //!
 //! - What the checkpoint calls flushed is trusted; what lies above it is scanned.
 //! - Bad bytes above the flushed place were torn: they are cut, the source is asked again.
-//! - Bad or missing bytes *below* it, or bytes that cannot be read at all, are never cut: the log is
-//!   CORRUPT with the range, and everything is kept.
+//! - Bad or missing bytes *below* it, or bytes that cannot be read at all, are never cut: the log
+//!   is CORRUPT with the range, and everything is kept.
 //! - A later segment counts only if all before it are sealed and end where their seal says.
 //! - Zeros behind the tail are prepared space.
 //! - If the checkpoints themselves were lost, a sealed segment is believed to have been flushed

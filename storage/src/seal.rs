@@ -247,7 +247,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn checksums_are_those_of_the_bytes(sizes in prop::collection::vec(1usize..700_000, 1..12)) {
+        fn checksums_are_those_of_the_bytes(
+            sizes in prop::collection::vec(1usize..700_000, 1..12),
+        ) {
             let (mut builder, mut file) = (SealBuilder::starting_at(0), Vec::new());
             for (i, &size) in sizes.iter().enumerate() {
                 let batch: Vec<u8> = (0..size).map(|b| (b * 7 + i) as u8).collect();

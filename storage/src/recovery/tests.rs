@@ -192,7 +192,8 @@ proptest! {
         kept in prop::collection::vec((0u64..50, any::<bool>()), 6),
     ) {
         // Batches of 100 bytes and one offset.
-        let starts: Vec<u64> = sizes.iter().scan(0, |sum, s| { let start = *sum; *sum += s; Some(start) }).collect();
+        let starts: Vec<u64> =
+            (0..sizes.len()).map(|i| sizes[..i].iter().sum::<u64>()).collect();
         let total: u64 = sizes.iter().sum();
         let flushed = flushed.index(total as usize + 1) as u64;
         let last = starts.iter().rposition(|&start| start <= flushed).unwrap();
@@ -205,9 +206,10 @@ proptest! {
         for (i, (&start, &size)) in starts.iter().zip(&sizes).enumerate() {
             let safe = flushed.saturating_sub(start).min(size);
             let (kept, sealed) = kept[i];
-            let survives = if i < flushed_segment { size } else { kept.clamp(safe, size.max(safe)) };
+            let survives = if i < flushed_segment { size } else { kept.clamp(safe, size) };
             let sealed = i < flushed_segment || (sealed && i + 1 < sizes.len());
-            let seal = sealed.then(|| seal(start as i64, size * 100, (start + size) as i64, (start + size) as i64));
+            let end = (start + size) as i64;
+            let seal = sealed.then(|| seal(start as i64, size * 100, end, end));
             let bytes = if i < flushed_segment { size * 100 } else { size * 100 + 4096 };
             if survives == 0 && !sealed && i > flushed_segment {
                 gapless = false;
