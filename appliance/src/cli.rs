@@ -17,7 +17,7 @@ use crate::controller::status::{LinkView, NodeView};
 use crate::controller::{Ending, Outcome};
 use crate::states::Verb;
 use argh::FromArgs;
-use arguments::{Check, Run, Status, TuneCommand, VerbArguments, VersionCommand};
+use arguments::{Check, Demo, Run, Status, TuneCommand, VerbArguments, VersionCommand};
 use client::Client;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -92,7 +92,24 @@ fn dispatch(command: Command) -> Result<u8, Stop> {
         }
         Command::Delete(command) => verb(Verb::Delete, &command.into()),
         Command::Tune(command) => tune(&command),
+        Command::Demo(command) => demo(command),
+        Command::EmbeddedSource(command) => match source::run_child(&command.what) {
+            Ok(()) => Ok(DONE),
+            Err(error) => Err(Stop::new(FAILED, error.to_string())),
+        },
         Command::Version(command) => version(&command),
+    }
+}
+
+fn demo(command: Demo) -> Result<u8, Stop> {
+    let Some(bytes) = crate::config::units::size(&command.size) else {
+        let reason = format!("--size {}: write it as 4GiB or 500MiB", command.size);
+        return Err(Stop::new(USAGE, reason));
+    };
+    let options = crate::demo::Options { bytes, parent: command.dir, keep: command.keep };
+    match crate::demo::run(&options) {
+        Ok(()) => Ok(DONE),
+        Err(error) => Err(Stop::new(FAILED, error.to_string())),
     }
 }
 

@@ -35,6 +35,8 @@ use tuning::Severity;
 const EVENTS_MAX: usize = 1024;
 /// How often counters are kept to tell rates, and shards are looked after.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long shards may take to come up.
+const SHARD_START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often it is looked whether a shard's thread has ended.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// The longest a written byte waits for a flush: what power loss may cost.
@@ -118,11 +120,17 @@ impl Node {
 
     /// Opens every known partition and starts the links.
     pub async fn boot(&self) -> Result<(), BootError> {
-        let statuses = self.controller.shared().shards.status(None).await;
-        if statuses.iter().any(Option::is_none)
-            && let Some(error) = self.dead_shard()
-        {
-            return Err(error);
+        // A shard takes its memory first, which may need a while; or it cannot start at all.
+        let deadline = tokio::time::Instant::now() + SHARD_START_TIMEOUT;
+        while self.controller.shared().shards.status(None).await.iter().any(Option::is_none) {
+            if let Some(error) = self.dead_shard() {
+                return Err(error);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let reason = format!("a shard does not answer within {SHARD_START_TIMEOUT:?}");
+                return Err(BootError::Shard(reason));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.controller.boot().await?;
         if let Some(error) = self.dead_shard() {

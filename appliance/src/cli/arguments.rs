@@ -31,6 +31,10 @@ pub enum Command {
     Delete(Delete),
     /// `tune`
     Tune(TuneCommand),
+    /// `demo`
+    Demo(Demo),
+    /// `embedded-source`
+    EmbeddedSource(EmbeddedSource),
     /// `version`
     Version(VersionCommand),
 }
@@ -181,6 +185,32 @@ pub struct TuneCommand {
     /// path of the admin socket
     #[argh(option)]
     pub socket: Option<PathBuf>,
+}
+
+/// Copy a small source of this program's own, kill it, fail over, and compare every byte. Takes a
+/// minute, needs some disk, leaves nothing behind.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "demo")]
+pub struct Demo {
+    /// how much to copy (default: 4GiB)
+    #[argh(option, default = "String::from(\"4GiB\")")]
+    pub size: String,
+    /// where to make the demo's folder (default: here)
+    #[argh(option, default = "PathBuf::from(\".\")")]
+    pub dir: PathBuf,
+    /// leave the folder there
+    #[argh(switch)]
+    pub keep: bool,
+}
+
+/// The source of the demo and the benches, as a process of its own: prints its addresses and serves
+/// until its standard input ends.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "embedded-source")]
+pub struct EmbeddedSource {
+    /// what it serves, as key=value
+    #[argh(positional)]
+    pub what: String,
 }
 
 /// Show the version.

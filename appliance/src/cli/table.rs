@@ -125,7 +125,9 @@ fn rows(topic: &TopicView, now_ms: i64) -> Vec<Vec<String>> {
             partition.lag_seconds.map_or("-".to_owned(), seconds),
             partition.rate_bytes_per_second.map_or("-".to_owned(), rate),
         ];
-        if let Some(reason) = &partition.reason {
+        // What holds for the whole topic is said once, above.
+        let own = partition.reason.as_ref().filter(|reason| topic.reason.as_ref() != Some(*reason));
+        if let Some(reason) = own {
             let since = partition.since_ms.map(|since| age(now_ms - since));
             let retry = partition.retry_at_ms.map(|at| age((at - now_ms).max(0)));
             let since = since.map_or(String::new(), |age| format!(", for {age}"));

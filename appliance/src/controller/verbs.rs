@@ -1,6 +1,6 @@
 //! Carrying verbs out, in an order that a crash at any step leaves re-runnable.
 
-use super::link::Link;
+use super::link::{Health, Link};
 use super::observe;
 use super::records::{Change, End, TopicRecord};
 use super::store::StoreError;
@@ -140,6 +140,8 @@ impl Link {
                 outcome.steps = vec!["write ACTIVE".to_owned(), "ask the source".to_owned()];
                 if !dry_run {
                     self.set_mode(LinkMode::Active, Vec::new()).await?;
+                    // What was known of the source is old.
+                    self.state.borrow_mut().health = Health::Unknown;
                     self.speak().await;
                 }
             }
