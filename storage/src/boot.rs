@@ -16,6 +16,8 @@ use crate::inventory::{self, FoundPartition, InventoryError};
 use crate::limits::RESERVE_FILE_BYTES;
 use crate::names::{LogId, OWN_FOLDER};
 
+mod simulated;
+
 /// Why the process cannot use its data directories.
 #[derive(Debug, Error)]
 pub enum BootError {
@@ -58,8 +60,8 @@ struct Directory {
     path: PathBuf,
     entries: BTreeMap<LogId, Entry>,
     lost: bool,
-    /// Holds the lock until the process ends.
-    _lock: File,
+    /// Holds the lock until the process ends. A simulated machine has one process.
+    _lock: Option<File>,
 }
 
 impl Boot {
@@ -80,19 +82,11 @@ impl Boot {
             let present = partitions.iter().any(|found| found.data_dir == index);
             let (merged, boot, lost) = read_checkpoints(&path, present)?;
             count = count.max(boot);
-            directories.push(Directory { path, entries: merged, lost, _lock: lock });
+            directories.push(Directory { path, entries: merged, lost, _lock: Some(lock) });
         }
         count += 1;
         for (index, directory) in directories.iter_mut().enumerate() {
-            let here = partitions.iter().filter(|found| found.data_dir == index);
-            let ids: BTreeSet<&LogId> = here.map(|found| &found.id).collect();
-            directory.entries.retain(|id, _| ids.contains(id));
-            if directory.lost {
-                for id in ids {
-                    let entry = directory.entries.entry(id.clone()).or_insert(Entry::UNKNOWN);
-                    entry.doubtful = true;
-                }
-            }
+            directory.keep_found(partitions.iter().filter(|found| found.data_dir == index));
             write_base(directory, count)?;
             write_reserve(&directory.path)?;
         }
@@ -121,6 +115,19 @@ impl Boot {
 
     pub(crate) fn entry(&self, data_dir: usize, id: &LogId) -> Option<Entry> {
         self.0.directories[data_dir].entries.get(id).copied()
+    }
+}
+
+impl Directory {
+    /// Entries of partitions that are gone go, too; doubt is noted on each of the others.
+    fn keep_found<'a>(&mut self, found: impl Iterator<Item = &'a FoundPartition>) {
+        let ids: BTreeSet<&LogId> = found.map(|found| &found.id).collect();
+        self.entries.retain(|id, _| ids.contains(id));
+        if self.lost {
+            for id in ids {
+                self.entries.entry(id.clone()).or_insert(Entry::UNKNOWN).doubtful = true;
+            }
+        }
     }
 }
 
@@ -163,28 +170,42 @@ fn check_overlap(data_dirs: &[PathBuf]) -> Result<(), BootError> {
     Ok(())
 }
 
+/// Entries, boot count, and whether a file that must be whole is not.
 type Merged = (BTreeMap<LogId, Entry>, u64, bool);
 
-/// Merges the base and all slots. Lost: a file that must be whole is not.
 fn read_checkpoints(data_dir: &Path, has_partitions: bool) -> Result<Merged, BootError> {
     let own = data_dir.join(OWN_FOLDER);
     let io = |source| BootError::Io { path: own.clone(), source };
+    let mut files = Vec::new();
+    for file in fs::read_dir(&own).map_err(io)? {
+        let file = file.map_err(io)?;
+        let name = file.file_name().into_string().unwrap_or_default();
+        if is_checkpoint(&name) {
+            files.push((name, fs::read(file.path()).map_err(io)?));
+        }
+    }
+    Ok(merge_files(files, has_partitions))
+}
+
+fn is_checkpoint(name: &str) -> bool {
+    name.starts_with(CHECKPOINT) && !name.ends_with(".new")
+}
+
+const CHECKPOINT: &str = "checkpoint-";
+const BASE: &str = "checkpoint-base";
+
+/// Merges the base and all slots.
+fn merge_files(files: Vec<(String, Vec<u8>)>, has_partitions: bool) -> Merged {
     let mut good = Vec::new();
     let mut base_good = false;
     let mut slots: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for file in fs::read_dir(&own).map_err(io)? {
-        let file = file.map_err(io)?;
-        let Ok(name) = file.file_name().into_string() else { continue };
-        let Some(rest) = name.strip_prefix("checkpoint-") else { continue };
-        if rest.ends_with(".new") {
-            continue;
-        }
-        let checkpoint = fs::read(file.path()).map_err(io).map(|b| Checkpoint::decode(&b))?;
-        let whole = checkpoint.is_ok();
-        good.extend(checkpoint.ok());
-        if rest == "base" {
+    for (name, bytes) in files {
+        let checkpoint = Checkpoint::decode(&bytes).ok();
+        let whole = checkpoint.is_some();
+        good.extend(checkpoint);
+        if name == BASE {
             base_good = whole;
-        } else if let Some((shard, _)) = rest.split_once('.') {
+        } else if let Some((shard, _)) = name.split_once('.') {
             let slot = slots.entry(shard.to_owned()).or_default();
             slot.0 += usize::from(whole);
             slot.1 += 1;
@@ -194,7 +215,7 @@ fn read_checkpoints(data_dir: &Path, has_partitions: bool) -> Result<Merged, Boo
     let lost_slot = slots.values().any(|&(whole, all)| whole == 0 && all > 1);
     let lost = has_partitions && (!base_good || lost_slot);
     let boot = good.iter().map(|checkpoint| checkpoint.boot).max().unwrap_or(0);
-    Ok((merge(good), boot, lost))
+    (merge(good), boot, lost)
 }
 
 /// Makes the merged state durable, then removes the slots it was merged from: shards write new
@@ -203,16 +224,16 @@ fn write_base(directory: &Directory, boot: u64) -> Result<(), BootError> {
     let own = directory.path.join(OWN_FOLDER);
     let io = |source| BootError::Io { path: own.clone(), source };
     let checkpoint = Checkpoint { boot, sequence: 0, entries: directory.entries.clone() };
-    let new = own.join("checkpoint-base.new");
+    let new = own.join(format!("{BASE}.new"));
     let mut file = File::create(&new).map_err(io)?;
     file.write_all(&checkpoint.encode()).map_err(io)?;
     file.sync_all().map_err(io)?;
-    fs::rename(&new, own.join("checkpoint-base")).map_err(io)?;
+    fs::rename(&new, own.join(BASE)).map_err(io)?;
     File::open(&own).and_then(|folder| folder.sync_all()).map_err(io)?;
     for file in fs::read_dir(&own).map_err(io)? {
         let file = file.map_err(io)?;
         let name = file.file_name().into_string().unwrap_or_default();
-        if name.starts_with("checkpoint-") && name != "checkpoint-base" {
+        if name.starts_with(CHECKPOINT) && name != BASE {
             fs::remove_file(file.path()).map_err(io)?;
         }
     }

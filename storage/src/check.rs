@@ -145,7 +145,7 @@ pub struct Checker {
     /// The next base offset must not be below.
     expected: i64,
     /// A log that has no batch yet may begin inside one.
-    may_straddle: bool,
+    straddle_from: Option<i64>,
     last_epoch: Option<i32>,
     /// Where the entry being read begins, in the segment.
     position: u64,
@@ -177,7 +177,7 @@ impl Checker {
         Checker {
             bounds,
             expected,
-            may_straddle: false,
+            straddle_from: None,
             last_epoch,
             position,
             head: [0; HEADER_BYTES],
@@ -193,15 +193,18 @@ impl Checker {
         self.bounds = bounds;
     }
 
-    /// Lets the very next batch begin below the expected offset, if it ends at or above it: the
-    /// first batch of a log that starts at a timestamp.
-    pub fn allow_straddle(&mut self) {
-        self.may_straddle = true;
+    /// Lets the very next batch begin below the expected offset, though not below `from`, if it
+    /// ends at or above it: a source's start, or a timestamp, may lie inside of a batch.
+    pub fn allow_straddle(&mut self, from: i64) {
+        assert!(from <= self.expected);
+        self.straddle_from = Some(from);
     }
 
-    /// Moves the expected offset up, over a gap the source reported.
+    /// Moves the expected offset up, over a gap the source reported. What it left of the batch in
+    /// which its start lies comes whole.
     pub fn skip_to(&mut self, expected: i64) {
         assert!(expected >= self.expected);
+        self.straddle_from.get_or_insert(self.expected);
         self.expected = expected;
     }
 
@@ -393,7 +396,8 @@ impl Checker {
 
     fn judge_offsets(&self, base_offset: i64, last_offset: i64) -> Result<(), AppendError> {
         let expected = self.expected;
-        let straddles = self.may_straddle && last_offset >= expected;
+        let straddles =
+            self.straddle_from.is_some_and(|from| base_offset >= from) && last_offset >= expected;
         if base_offset < expected && !straddles {
             return Err(AppendError::OffsetBelowExpected { base_offset, expected });
         }
@@ -436,7 +440,7 @@ impl Checker {
             batch.marker = batch::parse_marker(&body.records[..body.records_bytes]);
         }
         self.expected = batch.next_offset();
-        self.may_straddle = false;
+        self.straddle_from = None;
         self.position += u64::from(batch.bytes);
         self.last_epoch = batch.leader_epoch.or(self.last_epoch);
         Ok(batch)

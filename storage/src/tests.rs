@@ -17,6 +17,7 @@ use crate::testing::{self, Shape};
 
 mod crash;
 mod format;
+mod simulated;
 
 /// A data directory on a file system with direct I/O; /tmp is often memory.
 pub fn disk() -> TempDir {

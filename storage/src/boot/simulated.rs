@@ -1,0 +1,98 @@
+//! The same on an executor's own file calls, for machines that exist only in a simulation.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{
+    BASE, Boot, BootError, CHECKPOINT, Directory, Inner, Merged, is_checkpoint, merge_files,
+};
+use crate::checkpoint::Checkpoint;
+use crate::inventory::FoundPartition;
+use crate::limits::CONTROL_FILE_BYTES_MAX;
+use crate::names::{self, LogId, METADATA_FILE, OWN_FOLDER};
+
+impl Boot {
+    /// As [`Boot::prepare`], on this thread's executor and without a lock: a simulated machine has
+    /// one process.
+    pub async fn prepare_simulated(data_dirs: &[PathBuf]) -> Result<Boot, BootError> {
+        let (mut directories, mut partitions) = (Vec::new(), Vec::new());
+        let mut count = 0;
+        for (index, path) in data_dirs.iter().enumerate() {
+            let io = |source| BootError::Io { path: path.clone(), source };
+            ring::fs::create_dir_all(path.join(OWN_FOLDER)).await.map_err(io)?;
+            let before = partitions.len();
+            list(index, path, &mut partitions).await?;
+            let merged = read_checkpoints(path, partitions.len() > before).await?;
+            let (entries, boot, lost) = merged;
+            count = count.max(boot);
+            directories.push(Directory { path: path.clone(), entries, lost, _lock: None });
+        }
+        count += 1;
+        for (index, directory) in directories.iter_mut().enumerate() {
+            directory.keep_found(partitions.iter().filter(|found| found.data_dir == index));
+            write_base(directory, count).await?;
+        }
+        partitions.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(Boot(Arc::new(Inner { count, directories, partitions })))
+    }
+}
+
+async fn list(
+    data_dir: usize,
+    path: &Path,
+    partitions: &mut Vec<FoundPartition>,
+) -> Result<(), BootError> {
+    for link in folders(path).await? {
+        if link.starts_with('.') || names::check_name("link", &link).is_err() {
+            continue;
+        }
+        for folder in folders(&path.join(&link)).await? {
+            let Some((topic, partition)) = names::parse_folder(&folder) else { continue };
+            let dir = path.join(&link).join(&folder);
+            let id = LogId { link: link.clone(), topic: topic.to_owned(), partition };
+            let text = ring::fs::read(dir.join(METADATA_FILE), CONTROL_FILE_BYTES_MAX).await.ok();
+            let text = text.and_then(|bytes| String::from_utf8(bytes).ok());
+            let topic_id = text.as_deref().and_then(names::parse_metadata);
+            let io = |source| BootError::Io { path: dir.clone(), source };
+            let files = ring::fs::read_dir(&dir).await.map_err(io)?;
+            let bytes = files.iter().map(|file| file.len).sum();
+            partitions.push(FoundPartition { id, topic_id, data_dir, dir, bytes });
+        }
+    }
+    Ok(())
+}
+
+async fn folders(path: &Path) -> Result<Vec<String>, BootError> {
+    let io = |source| BootError::Io { path: path.to_owned(), source };
+    let entries = ring::fs::read_dir(path).await.map_err(io)?;
+    let folders = entries.into_iter().filter(|entry| entry.is_dir);
+    Ok(folders.filter_map(|entry| entry.name.into_string().ok()).collect())
+}
+
+async fn read_checkpoints(data_dir: &Path, has_partitions: bool) -> Result<Merged, BootError> {
+    let own = data_dir.join(OWN_FOLDER);
+    let io = |source| BootError::Io { path: own.clone(), source };
+    let mut files = Vec::new();
+    for entry in ring::fs::read_dir(&own).await.map_err(io)? {
+        let name = entry.name.into_string().unwrap_or_default();
+        if is_checkpoint(&name) {
+            let bytes = ring::fs::read(own.join(&name), CONTROL_FILE_BYTES_MAX).await;
+            files.push((name, bytes.map_err(io)?));
+        }
+    }
+    Ok(merge_files(files, has_partitions))
+}
+
+async fn write_base(directory: &Directory, boot: u64) -> Result<(), BootError> {
+    let own = directory.path.join(OWN_FOLDER);
+    let io = |source| BootError::Io { path: own.clone(), source };
+    let checkpoint = Checkpoint { boot, sequence: 0, entries: directory.entries.clone() };
+    ring::fs::replace(own.join(BASE), checkpoint.encode()).await.map_err(io)?;
+    for entry in ring::fs::read_dir(&own).await.map_err(io)? {
+        let name = entry.name.into_string().unwrap_or_default();
+        if name.starts_with(CHECKPOINT) && name != BASE {
+            ring::fs::remove_file(own.join(&name)).await.map_err(io)?;
+        }
+    }
+    Ok(())
+}

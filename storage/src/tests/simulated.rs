@@ -1,0 +1,147 @@
+//! The log on the simulator: power losses that keep any sectors of what was not flushed.
+
+use std::cell::{Cell, RefCell};
+
+use ring::Config;
+use ring::sim::{Faults, Simulation, for_seeds};
+
+use super::*;
+use crate::checkpoint::Replay;
+use crate::crc;
+use crate::recovery::Stopped;
+use crate::scan::scan;
+
+/// What the world outside knows of the log, across crashes.
+#[derive(Default)]
+struct Known {
+    /// Everything below was reported flushed.
+    flushed: Cell<i64>,
+    /// The next offset the source has sent.
+    sent: Cell<i64>,
+    crashes: Cell<u32>,
+    torn: RefCell<u64>,
+}
+
+fn settings() -> LogSettings {
+    LogSettings { segment_bytes: 40_000, ..LogSettings::default() }
+}
+
+/// The batch at an offset; everything about it follows from the offset.
+fn batch(base: i64) -> Vec<u8> {
+    let body = (base * 7919 % 3000) as usize;
+    let producer = (base % 3 == 0).then_some((base % 5, 0, base as i32));
+    Shape { body, epoch: (base / 50) as i32, producer, ..Shape::at(base) }.bytes()
+}
+
+async fn simulated_store() -> Rc<Store> {
+    let boot = Boot::prepare_simulated(&[PathBuf::from("/data")]).await.unwrap();
+    let mut config = StoreConfig::new(0, boot);
+    config.flush_interval = std::time::Duration::from_millis(20);
+    Store::open(config).await.unwrap()
+}
+
+/// Opens the log and holds it against what is known.
+async fn reopen(store: &Store, known: &Known) -> Rc<Log> {
+    let (log, recovered) = open(store, settings()).await;
+    assert_eq!(recovered.corrupt, None);
+    let end = log.positions().received.0.offset;
+    let flushed = known.flushed.get();
+    assert!(end >= flushed, "recovered to {end}, but {flushed} was reported flushed");
+    assert!(end <= known.sent.get());
+    *known.torn.borrow_mut() += recovered.torn_bytes;
+    compare(&log, end).await;
+    known.flushed.set(end.min(log.positions().flushed.0.offset).max(flushed));
+    log
+}
+
+/// Every batch of every segment is the one that was sent, none is missing.
+async fn compare(log: &Log, end: i64) {
+    let mut next = 0;
+    let mut names: Vec<String> = ring::fs::read_dir(log.folder())
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|entry| entry.name.into_string().ok())
+        .filter(|name| name.ends_with(".log"))
+        .collect();
+    names.sort();
+    for name in names {
+        let path = log.folder().join(&name);
+        let base: i64 = name[..20].parse().unwrap();
+        let bytes = ring::fs::size(&path).await.unwrap();
+        let from = Replay::segment_start(base, None, false);
+        let scanned = scan(&path, &from, bytes, |found| {
+            assert_eq!(found.batch.base_offset, next);
+            assert_eq!(found.file_crc, crc::crc32c(&batch(next)), "batch {next} differs");
+            next += 1;
+            true
+        })
+        .await;
+        assert!(matches!(scanned.stopped, Stopped::End | Stopped::Zeros), "{scanned:?}");
+    }
+    assert_eq!(next, end);
+}
+
+/// Appends, waits and flushes until the power goes.
+async fn live(known: Rc<Known>) {
+    let store = simulated_store().await;
+    let log = reopen(&store, &known).await;
+    loop {
+        match ring::random() % 8 {
+            0..4 => {
+                let mut next = log.positions().received.0.offset;
+                let count = ring::random() % 20;
+                let mut bytes = Vec::new();
+                for _ in 0..count {
+                    bytes.extend(batch(next));
+                    next += 1;
+                }
+                if !bytes.is_empty() && log.reserve(bytes.len()) {
+                    log.release();
+                    // Sent is what may be there, whatever the log has come to.
+                    known.sent.set(known.sent.get().max(next));
+                    let piece = 1 + ring::random() as usize % 8000;
+                    respond(&log, &bytes, piece).unwrap();
+                }
+            }
+            4..6 => ring::sleep(std::time::Duration::from_micros(ring::random() % 30_000)).await,
+            6 => {
+                let positions = log.flush().await.unwrap();
+                known.flushed.set(known.flushed.get().max(positions.flushed.0.offset));
+            }
+            _ => {
+                let flushed = log.positions().flushed.0.offset;
+                known.flushed.set(known.flushed.get().max(flushed));
+                ring::yield_now().await;
+            }
+        }
+    }
+}
+
+#[test]
+fn power_losses_take_nothing_that_was_flushed() {
+    for_seeds(1, 60, |seed| {
+        let mut sim = Simulation::new(seed, Faults::default());
+        let known = Rc::new(Known::default());
+        for _ in 0..5 {
+            let executor = sim.executor(Config::small());
+            let task = sim.spawn_on(executor, ring::Share::Replicate, live(Rc::clone(&known)));
+            let time = std::time::Duration::from_micros(1 + sim.random_below(400_000));
+            sim.run_for(time);
+            assert!(!task.is_finished());
+            known.crashes.set(known.crashes.get() + 1);
+            sim.crash(executor);
+        }
+        let last = sim.executor(Config::small());
+        let known_at_end = Rc::clone(&known);
+        sim.run_on(last, async move {
+            let store = simulated_store().await;
+            let log = reopen(&store, &known_at_end).await;
+            let end = log.positions().received.0.offset;
+            respond(&log, &batch(end), 1000).unwrap();
+            log.flush().await.unwrap();
+            store.close().await;
+            compare(&log, end + 1).await;
+        });
+    });
+}
