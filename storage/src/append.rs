@@ -314,7 +314,9 @@ impl Opened {
         let expected = place.offset.max(self.log_start_offset);
         let mut checker = Checker::new(expected, self.last_epoch, place.bytes, bounds);
         if self.new {
-            checker.allow_straddle();
+            checker.allow_straddle(0);
+        } else if place.offset < expected {
+            checker.allow_straddle(place.offset);
         }
         let mut inner = Inner {
             settings: self.settings,

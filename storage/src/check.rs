@@ -635,13 +635,25 @@ mod tests {
     #[test]
     fn only_the_first_batch_of_a_log_may_straddle_its_start() {
         let mut checker = Checker::new(11, None, 0, BOUNDS);
-        checker.allow_straddle();
+        checker.allow_straddle(0);
         let first = Shape { records: 3, ..Shape::at(10) }.bytes();
         assert!(checker.feed(&first).unwrap().batch.is_some());
         let second = Shape { records: 3, ..Shape::at(12) }.bytes();
         assert!(matches!(checker.feed(&second), Err(AppendError::OffsetBelowExpected { .. })));
         let mut checker = Checker::new(13, None, 0, BOUNDS);
-        checker.allow_straddle();
+        checker.allow_straddle(0);
         assert!(matches!(checker.feed(&first), Err(AppendError::OffsetBelowExpected { .. })));
+    }
+
+    #[test]
+    fn a_gap_may_end_inside_of_a_batch_that_does_not_reach_back_to_us() {
+        let batch = |base| Shape { records: 5, ..Shape::at(base) }.bytes();
+        for (base, accepted) in [(8, false), (9, false), (10, true), (12, true)] {
+            let mut checker = Checker::new(10, None, 0, BOUNDS);
+            checker.skip_to(11);
+            checker.skip_to(13);
+            let fed = checker.feed(&batch(base));
+            assert_eq!(fed.is_ok_and(|fed| fed.batch.is_some()), accepted, "from {base}");
+        }
     }
 }
