@@ -313,8 +313,20 @@ async fn open_store(
 
 /// Folders that a person moved to another data folder are believed where they are.
 fn found_elsewhere(mut stored: Stored, found: &[FoundPartition], dirs: &[PathBuf]) -> Stored {
+    // The same folder may be written in another way than last time.
+    let real = |dir: &PathBuf| std::fs::canonicalize(dir).unwrap_or_else(|_| dir.clone());
+    let known: HashMap<PathBuf, &PathBuf> = dirs.iter().map(|dir| (real(dir), dir)).collect();
+    let mut written: HashMap<PathBuf, Option<PathBuf>> = HashMap::new();
     let mut records: HashMap<(String, String), &mut TopicRecord> = HashMap::new();
     for (link, topic, record) in &mut stored.topics {
+        for dir in &mut record.partitions {
+            let now = written
+                .entry(dir.clone())
+                .or_insert_with(|| known.get(&real(dir)).map(|known| (*known).clone()));
+            if let Some(now) = now {
+                dir.clone_from(now);
+            }
+        }
         records.insert((link.clone(), topic.clone()), record);
     }
     for partition in found {

@@ -73,8 +73,16 @@ pub struct Topic {
     pub record: TopicRecord,
     /// Owning shard of each partition.
     pub shards: Vec<usize>,
+    /// Partitions whose shard could not open them, and why. Tried again by `resume`.
+    pub refused: BTreeMap<i32, String>,
     /// Answers in a row that left it out.
     missing: u32,
+}
+
+impl Topic {
+    fn new(record: TopicRecord, shards: Vec<usize>) -> Self {
+        Topic { record, shards, refused: BTreeMap::new(), missing: 0 }
+    }
 }
 
 /// How the source does.
@@ -120,7 +128,7 @@ impl Link {
                 for dir in &record.partitions {
                     placement.found(dir);
                 }
-                (name, Topic { record, shards, missing: 0 })
+                (name, Topic::new(record, shards))
             })
             .collect();
         let state = State {
@@ -335,11 +343,30 @@ impl Link {
             assigns.iter().map(|(_, assign)| assign.key.clone()).collect();
         let results = self.shared.shards.assign(assigns).await;
         for (key, result) in keys.into_iter().zip(results) {
+            let mut state = self.state.borrow_mut();
+            let Some(known) = state.topics.get_mut(&*key.topic) else { continue };
+            known.refused.remove(&key.partition);
             if let Err(error) = result {
-                // The shard keeps it as a partition in trouble; status shows it.
                 let (link, topic, partition) = (&*key.link, &*key.topic, key.partition);
                 tracing::error!(link, topic, partition, error, "the partition cannot be opened");
+                known.refused.insert(key.partition, error);
             }
+        }
+    }
+
+    /// Tries to open again what could not be opened, of these topics or of all.
+    pub(super) async fn open_refused(&self, names: Option<&[String]>) {
+        let names: Vec<String> = {
+            let state = self.state.borrow();
+            let meant = |name: &String| names.is_none_or(|names| names.contains(name));
+            let stuck = state
+                .topics
+                .iter()
+                .filter(|(name, topic)| !topic.refused.is_empty() && meant(name));
+            stuck.map(|(name, _)| name.clone()).collect()
+        };
+        if !names.is_empty() {
+            self.assign(&names, 0).await;
         }
     }
 
@@ -530,7 +557,7 @@ impl Link {
             let mut placement = self.shared.placement.borrow_mut();
             for (name, record) in fresh {
                 let shards = record.partitions.iter().map(|_| placement.shard()).collect();
-                state.topics.insert(name, Topic { record, shards, missing: 0 });
+                state.topics.insert(name, Topic::new(record, shards));
             }
         }
         if !names.is_empty() {

@@ -6,7 +6,7 @@ use super::link::{Health, Link, Topic};
 use super::records::End;
 use super::verbs::shown_id;
 use super::{Controller, wall_ms};
-use crate::shard_port::{PartitionState, PartitionStatus, ShardStatus};
+use crate::shard_port::{FaultCode, PartitionState, PartitionStatus, ShardStatus};
 use crate::states::{Answer, LinkMode, LinkState, TopicState};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -216,24 +216,32 @@ type Key = (String, String, i32);
 /// Remembers earlier counters, so that rates can be told.
 #[derive(Default)]
 pub struct Rates {
-    samples: RefCell<HashMap<Key, (i64, u64)>>,
+    latest: RefCell<Sample>,
+    before: RefCell<Sample>,
 }
+
+/// When and how many bytes, by partition.
+type Sample = HashMap<Key, (i64, u64)>;
 
 impl Rates {
     /// Takes counters in; call it every few seconds.
     pub fn sample(&self, statuses: &[Option<ShardStatus>], now_ms: i64) {
         let partitions = statuses.iter().flatten().flat_map(|status| &status.partitions);
         let fresh = partitions.map(|status| (key(status), (now_ms, status.bytes_received)));
-        *self.samples.borrow_mut() = fresh.collect();
+        let latest = self.latest.replace(fresh.collect());
+        *self.before.borrow_mut() = latest;
     }
 
     fn rate(&self, status: &PartitionStatus, now_ms: i64) -> Option<f64> {
-        let samples = self.samples.borrow();
-        let (then_ms, bytes) = samples.get(&key(status))?;
-        let elapsed_ms = now_ms - then_ms;
-        // A counter that went back belongs to an earlier life of the partition.
-        let grown = status.bytes_received.checked_sub(*bytes)?;
-        (elapsed_ms >= RATE_WINDOW_MIN_MS).then(|| grown as f64 * 1000.0 / elapsed_ms as f64)
+        let key = key(status);
+        // Right after a sample was taken, the one before it tells more.
+        [&self.latest, &self.before].into_iter().find_map(|sample| {
+            let (then_ms, bytes) = *sample.borrow().get(&key)?;
+            let elapsed_ms = now_ms - then_ms;
+            // A counter that went back belongs to an earlier life of the partition.
+            let grown = status.bytes_received.checked_sub(bytes)?;
+            (elapsed_ms >= RATE_WINDOW_MIN_MS).then(|| grown as f64 * 1000.0 / elapsed_ms as f64)
+        })
     }
 }
 
@@ -349,6 +357,12 @@ impl<'a> Snapshot<'a> {
                     ) if paused => Some(TopicState::Paused.name()),
                     _ => None,
                 };
+                if let (None, Some(reason)) = (status, topic.refused.get(&(number as i32))) {
+                    let code = FaultCode::LocalLog;
+                    view.state = PartitionState::Faulted(code).name().to_owned();
+                    view.code = Some(code.name().to_owned());
+                    view.reason = Some(reason.clone());
+                }
                 if let Some(decided) = decided {
                     view.state = decided.to_owned();
                     view.retry_at_ms = None;

@@ -6,7 +6,7 @@ use super::source::{
 use super::*;
 use crate::config::Config;
 use crate::shard_port::{
-    Command, Mode, PartitionKey, PartitionState, PartitionStatus, Sealed, ShardStatus,
+    Command, Mode, PartitionKey, PartitionState, PartitionStatus, Refused, Sealed, ShardStatus,
 };
 use crate::states::{TopicState, Verb};
 use std::collections::BTreeMap;
@@ -121,6 +121,7 @@ pub(crate) struct ShardState {
     pub(crate) gate_closed: Cell<bool>,
     pub(crate) leaders: Cell<usize>,
     pub(crate) mute: Cell<bool>,
+    pub(crate) sick: Cell<bool>,
     pub(crate) retried: Cell<usize>,
     pub(crate) files_removed: RefCell<Vec<PartitionKey>>,
 }
@@ -151,10 +152,13 @@ impl Shard {
     pub(crate) fn obey(&self, command: Command) {
         match command {
             Command::Assign { partitions, reply } => {
-                let results = partitions.iter().map(|_| Ok(())).collect();
-                let opened = partitions.into_iter().map(|assign| (assign.key, assign.mode));
+                let sick = self.0.sick.get();
+                let refused = || Err(Refused { reason: "no data directory".to_owned() });
+                let results = partitions.iter().map(|_| if sick { refused() } else { Ok(()) });
+                let _ = reply.send(results.collect());
+                let opened = partitions.into_iter().filter(|_| !sick);
+                let opened = opened.map(|assign| (assign.key, assign.mode));
                 self.0.partitions.borrow_mut().extend(opened);
-                let _ = reply.send(results);
             }
             Command::Pause { topics, reply, .. } => {
                 self.0.gate_closed.set(self.0.gate_closed.get() || topics.is_none());

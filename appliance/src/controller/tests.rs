@@ -126,6 +126,32 @@ fn resume_of_a_running_link_tries_partitions_again_but_not_faulted_topics() {
 }
 
 #[test]
+fn partitions_that_cannot_be_opened_say_why_until_resume_opens_them() {
+    run(async {
+        let house = copied().await;
+        house.shards.iter().for_each(|shard| shard.0.sick.set(true));
+        house.kafka.answer(vec![topic("orders", 1, 3), topic("users", 2, 1), topic("new", 5, 2)]);
+        house.rounds(2).await;
+        let view = async || {
+            let statuses = house.controller.shared().shards.status(None).await;
+            let rates = status::Rates::default();
+            let snapshot = status::Snapshot::new(&statuses, &rates);
+            snapshot.topic_of(&house.link(), "new").expect("discovered")
+        };
+        let partition = view().await.partitions.expect("partitions").remove(1);
+        assert_eq!(
+            (partition.state.as_str(), partition.code.as_deref()),
+            ("FAULTED", Some("local_log"))
+        );
+        assert_eq!(partition.reason.as_deref(), Some("no data directory"));
+        house.shards.iter().for_each(|shard| shard.0.sick.set(false));
+        house.verb(Verb::Resume, Some(&["new"])).await;
+        let partition = view().await.partitions.expect("partitions").remove(1);
+        assert_eq!((partition.state.as_str(), partition.reason), ("ACTIVE", None));
+    });
+}
+
+#[test]
 fn topics_pause_and_resume_alone() {
     run(async {
         let house = copied().await;

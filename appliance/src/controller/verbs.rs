@@ -254,6 +254,7 @@ impl Link {
     }
 
     async fn fetch_again(&self, names: &[String]) {
+        self.open_refused(Some(names)).await;
         let (link, topics) = (self.name(), shared(names));
         let command = || Command::Resume { link: link.clone(), topics: Some(topics.clone()) };
         self.shared.shards.broadcast(command).await;
@@ -488,6 +489,7 @@ impl Link {
     }
 
     async fn speak(&self) {
+        self.open_refused(None).await;
         self.open_gate().await;
         self.refresh_soon();
     }
