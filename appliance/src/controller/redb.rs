@@ -9,6 +9,10 @@ use std::path::Path;
 const CACHE_BYTES: usize = 16 << 20;
 /// Key and value of every record.
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
+/// What the records mean, in one row.
+const SCHEMA: TableDefinition<'_, &str, u32> = TableDefinition::new("schema");
+/// Raised whenever older code would misread what newer code writes.
+const SCHEMA_VERSION: u32 = 1;
 
 /// An open store. redb locks the file: a second process is refused.
 pub struct Redb(Database);
@@ -17,7 +21,7 @@ impl Redb {
     /// Opens the store, or makes an empty one.
     ///
     /// # Errors
-    /// When the file is damaged, locked, or cannot be made; in words.
+    /// When the file is damaged, locked, of another schema, or cannot be made; in words.
     pub fn open(path: &Path) -> Result<Redb, String> {
         let wrong = |error: &dyn std::fmt::Display| {
             format!("the metadata store {} cannot be opened: {error}", path.display())
@@ -27,6 +31,16 @@ impl Redb {
         // The table exists from the start, so that reading never has to ask.
         let transaction = database.begin_write().map_err(|error| wrong(&error))?;
         transaction.open_table(RECORDS).map_err(|error| wrong(&error))?;
+        {
+            let mut schema = transaction.open_table(SCHEMA).map_err(|error| wrong(&error))?;
+            let found = schema.get("version").map_err(|error| wrong(&error))?.map(|v| v.value());
+            if let Some(other) = found.filter(|found| *found != SCHEMA_VERSION) {
+                return Err(wrong(&format_args!(
+                    "it has schema version {other}, this program knows {SCHEMA_VERSION}"
+                )));
+            }
+            schema.insert("version", SCHEMA_VERSION).map_err(|error| wrong(&error))?;
+        }
         transaction.commit().map_err(|error| wrong(&error))?;
         Ok(Redb(database))
     }
@@ -90,6 +104,19 @@ mod tests {
         drop(store);
         let mut store = Redb::open(&path).expect("the same store");
         assert_eq!(store.load(), Ok(vec![("link/b".to_owned(), b"3".to_vec())]));
+    }
+
+    #[test]
+    fn another_schema_is_refused() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("metadata.redb");
+        let store = Redb::open(&path).expect("a new store");
+        let transaction = store.0.begin_write().expect("transaction");
+        transaction.open_table(SCHEMA).expect("table").insert("version", 9).expect("row");
+        transaction.commit().expect("commit");
+        drop(store);
+        let Err(error) = Redb::open(&path) else { panic!("written by other code") };
+        assert!(error.contains("version 9"), "{error}");
     }
 
     #[test]
