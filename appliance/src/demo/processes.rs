@@ -132,10 +132,11 @@ impl Node {
 
     /// Asks it to stop, as a service manager does, and waits.
     pub fn stop(mut self) -> Result<(), DemoError> {
-        let mut child = self.child.take().expect("it runs");
+        let child = self.child.as_mut().expect("it runs");
         let pid = Pid::from_raw(child.id().cast_signed());
         kill(pid, Signal::SIGTERM).map_err(|errno| io("stopping the node")(errno.into()))?;
         let status = child.wait().map_err(io("the node's end"))?;
+        self.child = None;
         if status.success() { Ok(()) } else { Err(self.died(status)) }
     }
 
