@@ -62,7 +62,11 @@ pub fn run(config: Config, path: &Path) -> Result<(), BootError> {
     start_log();
     // What we make is for us and our group; connecting to a Unix socket takes the right to write.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Names are resolved on these; one resolver that hangs must not hold all of them.
+        .max_blocking_threads(8)
+        .build()?;
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, serve(config, path));
     // Tasks that hold sockets and handles go before the runtime does.

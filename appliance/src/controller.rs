@@ -142,11 +142,11 @@ impl Controller {
         }
     }
 
-    fn handle_event(&self, event: Event) -> &'static str {
+    pub(crate) fn handle_event(&self, event: Event) -> &'static str {
         match event {
             Event::MetadataStale { link } => {
                 if let Some(link) = self.link(&link) {
-                    link.refresh_soon();
+                    link.leaders_moved();
                 }
                 "metadata_stale"
             }

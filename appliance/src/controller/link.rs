@@ -217,6 +217,14 @@ impl Link {
         tokio::task::spawn_local(self.clone().follow());
     }
 
+    /// A shard finds that leaders have moved: ask soon. While the source does not answer control
+    /// either, its own back-off is what counts.
+    pub fn leaders_moved(&self) {
+        if !matches!(self.state.borrow().health, Health::Ill { .. }) {
+            self.refresh_soon();
+        }
+    }
+
     /// Asks the source soon, whatever the interval.
     pub fn refresh_soon(&self) {
         self.wake.notify_one();

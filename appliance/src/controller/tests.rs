@@ -55,6 +55,23 @@ fn a_dead_source_makes_the_link_unavailable_with_reason_and_retry() {
 }
 
 #[test]
+fn shards_in_trouble_do_not_hurry_a_dead_source() {
+    run(async {
+        let house = copied().await;
+        house.kafka.die();
+        house.rounds(2).await;
+        let asked = house.kafka.0.asked.get();
+        for _ in 0..20 {
+            let link = house.link().name().clone();
+            house.controller.handle_event(Event::MetadataStale { link });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // At most the one question that was due anyway.
+        assert!(house.kafka.0.asked.get() <= asked + 1);
+    });
+}
+
+#[test]
 fn another_cluster_at_the_address_is_refused() {
     run(async {
         let house = copied().await;
