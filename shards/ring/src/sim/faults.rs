@@ -27,7 +27,8 @@ pub struct DiskFaults {
     pub delay: Range<Duration>,
     /// An operation takes a hundred times as long.
     pub slow_ppm: u32,
-    /// A read or write moves fewer bytes than asked, in whole 512-byte sectors.
+    /// A read or write moves fewer bytes than asked: whole blocks of a direct file, whole 512-byte
+    /// sectors of another.
     pub short_ppm: u32,
     /// A read fails with EIO, this once.
     pub read_error_ppm: u32,

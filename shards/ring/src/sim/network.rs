@@ -7,29 +7,21 @@
 //! answers with resets. Machines can be cut from each other; what was on its way arrives later.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
-use std::net::IpAddr;
 
-use super::world::{Event, Flight, Kind, OpKey, World, failure};
-use super::{ExecutorId, Machine};
+use super::Machine;
+use super::world::{Event, Kind, OpKey, World, failure};
 use crate::driver::Address;
 use crate::op::Op;
-
-const BACKLOG: usize = 1024;
-/// How long a caller whom nobody answers waits, in nanoseconds, and how often it calls again.
-const CALL_LIMIT: u64 = 127_000_000_000;
-const CALL_AGAIN: u64 = 1_000_000_000;
-const EPHEMERAL_FIRST: u16 = 32_768;
 
 /// One end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct End {
-    connection: u64,
-    side: usize,
+    pub connection: u64,
+    pub side: usize,
 }
 
 impl End {
-    fn peer(self) -> Self {
+    pub fn peer(self) -> Self {
         Self { side: 1 - self.side, ..self }
     }
 }
@@ -37,31 +29,31 @@ impl End {
 /// Who is connected and who listens.
 #[derive(Default)]
 pub struct Network {
-    connections: BTreeMap<u64, [Side; 2]>,
-    listeners: BTreeMap<u64, Listening>,
+    pub connections: BTreeMap<u64, [Side; 2]>,
+    pub listeners: BTreeMap<u64, Listening>,
     /// Calls under way: when they began, and whether their connection stands already.
-    calls: BTreeMap<OpKey, Call>,
-    cut: BTreeSet<(Machine, Machine)>,
+    pub calls: BTreeMap<OpKey, Call>,
+    pub cut: BTreeSet<(Machine, Machine)>,
     /// Every address that was ever listened at, and on which machine last.
-    homes: Vec<(Address, Machine)>,
-    next: u64,
-    next_port: u16,
+    pub homes: Vec<(Address, Machine)>,
+    pub next: u64,
+    pub next_port: u16,
 }
 
-struct Call {
-    since: u64,
-    end: Option<End>,
+pub struct Call {
+    pub since: u64,
+    pub end: Option<End>,
 }
 
-struct Listening {
-    machine: Machine,
-    address: Address,
-    backlog: VecDeque<End>,
-    accepts: VecDeque<OpKey>,
+pub struct Listening {
+    pub machine: Machine,
+    pub address: Address,
+    pub backlog: VecDeque<End>,
+    pub accepts: VecDeque<OpKey>,
 }
 
-struct Side {
-    machine: Machine,
+pub struct Side {
+    pub machine: Machine,
     /// Arrived and not yet received.
     arrived: VecDeque<u8>,
     /// On the wire towards this side: when it arrives, and what.
@@ -77,21 +69,21 @@ struct Side {
     send_shut: bool,
     closed: bool,
     /// Its machine lost its power: it takes and says nothing while that is off.
-    silent: bool,
+    pub silent: bool,
     /// Nothing arrives here any more.
     dark: bool,
     receives: VecDeque<OpKey>,
     sends: VecDeque<OpKey>,
 }
 
-enum Segment {
+pub enum Segment {
     Bytes(Vec<u8>),
     End,
     Reset,
 }
 
 impl Side {
-    fn new(machine: Machine) -> Self {
+    pub fn new(machine: Machine) -> Self {
         Self {
             machine,
             arrived: VecDeque::new(),
@@ -112,7 +104,7 @@ impl Side {
 }
 
 impl Network {
-    fn side(&mut self, end: End) -> Option<&mut Side> {
+    pub fn side(&mut self, end: End) -> Option<&mut Side> {
         Some(&mut self.connections.get_mut(&end.connection)?[end.side])
     }
 
@@ -123,6 +115,12 @@ impl Network {
         }
     }
 
+    /// Whom a listener has not accepted yet hears nothing more, either.
+    pub fn silence_backlog(&mut self, listener: u64) {
+        let ends: Vec<End> = self.listeners[&listener].backlog.iter().copied().collect();
+        ends.into_iter().for_each(|end| self.silence(end));
+    }
+
     pub fn is_cut(&self, a: Machine, b: Machine) -> bool {
         self.cut.contains(&(a.min(b), a.max(b)))
     }
@@ -131,7 +129,7 @@ impl Network {
         self.cut.insert((a.min(b), a.max(b)));
     }
 
-    fn find_listener(&self, caller: Machine, wanted: &Address) -> Option<u64> {
+    pub fn find_listener(&self, caller: Machine, wanted: &Address) -> Option<u64> {
         let matches = |listening: &Listening| match (&listening.address, wanted) {
             (Address::Tcp(bound), Address::Tcp(wanted)) => {
                 let everywhere = bound.ip().is_unspecified();
@@ -149,150 +147,6 @@ impl World {
         let nanos = self.random.nanos(&self.faults.network.delay);
         let stalled = self.random.chance(self.faults.network.stall_ppm);
         if stalled { nanos * 1000 } else { nanos }
-    }
-
-    // Listening and calling.
-
-    pub fn listen(
-        &mut self,
-        executor: ExecutorId,
-        address: &Address,
-    ) -> io::Result<(i32, Address)> {
-        let machine = self.machine(executor);
-        let mut address = address.clone();
-        if let Address::Tcp(tcp) = &mut address
-            && tcp.port() == 0
-        {
-            let port = self.network.next_port.max(EPHEMERAL_FIRST);
-            self.network.next_port = port.checked_add(1).unwrap_or(EPHEMERAL_FIRST);
-            tcp.set_port(port);
-        }
-        let taken = |listening: &Listening| match (&listening.address, &address) {
-            (Address::Tcp(a), Address::Tcp(b)) => {
-                let local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
-                let apart = listening.machine != machine && local(b.ip());
-                let overlap = a == b || a.ip().is_unspecified() || b.ip().is_unspecified();
-                a.port() == b.port() && overlap && !apart
-            }
-            (a, b) => listening.machine == machine && a == b,
-        };
-        if self.network.listeners.values().any(taken) {
-            return failure(libc::EADDRINUSE);
-        }
-        self.network.next += 1;
-        let id = self.network.next;
-        let (backlog, accepts) = (VecDeque::new(), VecDeque::new());
-        let listening = Listening { machine, address: address.clone(), backlog, accepts };
-        self.network.listeners.insert(id, listening);
-        self.network.homes.retain(|(known, _)| *known != address);
-        self.network.homes.push((address.clone(), machine));
-        Ok((self.add_descriptor(executor, Kind::Listener(id)), address))
-    }
-
-    pub fn close_listener(&mut self, id: u64) {
-        let listening = self.network.listeners.remove(&id).expect("an open listener");
-        for end in listening.backlog {
-            self.send_segment(end, Segment::Reset);
-            self.forget_end(end);
-        }
-    }
-
-    /// The first packet of a call arrives, or does not.
-    pub fn call_arrives(&mut self, key: OpKey) {
-        let Some(Flight { op: Op::Connect { address }, .. }) = self.operations.get(&key) else {
-            self.network.calls.remove(&key);
-            return;
-        };
-        let address = address.clone();
-        let now = self.now().as_nanos();
-        let since = self.network.calls.entry(key).or_insert(Call { since: now, end: None }).since;
-        let caller = self.machine(key.executor);
-        let listener = self.network.find_listener(caller, &address);
-        let target = listener.map(|id| self.network.listeners[&id].machine);
-        let unheard = match target {
-            Some(machine) => self.network.is_cut(caller, machine),
-            // Nobody listens: a machine that is up and can be heard says so.
-            None => self.is_dark(caller, &address),
-        };
-        let full = listener.is_some_and(|id| self.network.listeners[&id].backlog.len() >= BACKLOG);
-        if unheard || full {
-            if now - since > CALL_LIMIT {
-                return self.end_call(key, failure(libc::ETIMEDOUT));
-            }
-            return self.after(CALL_AGAIN, Event::Call(key));
-        }
-        let refused = self.random.chance(self.faults.network.refuse_ppm);
-        let Some(listener) = listener.filter(|_| !refused) else {
-            return self.end_call(key, failure(libc::ECONNREFUSED));
-        };
-        let machine = self.network.listeners[&listener].machine;
-        self.network.next += 1;
-        let connection = self.network.next;
-        let sides = [Side::new(caller), Side::new(machine)];
-        self.network.connections.insert(connection, sides);
-        self.plan_break(connection);
-        let end = End { connection, side: 0 };
-        self.network.calls.insert(key, Call { since, end: Some(end) });
-        let delay = self.travel_nanos();
-        self.after(delay, Event::Answered(key, end));
-        let listening = self.network.listeners.get_mut(&listener).expect("just found");
-        listening.backlog.push_back(end.peer());
-        self.try_accept(listener);
-    }
-
-    /// Whether whoever last listened at this address is switched off or cut from the caller.
-    fn is_dark(&self, caller: Machine, address: &Address) -> bool {
-        let home = self.network.homes.iter().rev().find(|(known, _)| known == address);
-        home.is_some_and(|(_, m)| !self.powered[m.0] || self.network.is_cut(caller, *m))
-    }
-
-    fn plan_break(&mut self, connection: u64) {
-        let faults = self.faults.network.clone();
-        for (ppm, silent) in [(faults.reset_ppm, false), (faults.silence_ppm, true)] {
-            if self.random.chance(ppm) {
-                let delay = self.random.nanos(&faults.life);
-                self.after(delay, Event::Break { connection, silent });
-            }
-        }
-    }
-
-    fn end_call(&mut self, key: OpKey, result: io::Result<u32>) {
-        self.network.calls.remove(&key);
-        self.finish(key, result);
-    }
-
-    pub fn connected(&mut self, key: OpKey, end: End) {
-        let mine = self.network.calls.get(&key).is_some_and(|call| call.end == Some(end));
-        if !mine {
-            return; // given up meanwhile
-        }
-        let number = self.add_descriptor(key.executor, Kind::Stream(end));
-        self.end_call(key, Ok(number.cast_unsigned()));
-    }
-
-    /// The caller gives up; a connection that stands already is closed.
-    pub fn abandon_call(&mut self, key: OpKey) {
-        if let Some(Call { end: Some(end), .. }) = self.network.calls.remove(&key) {
-            self.close_stream(end);
-        }
-    }
-
-    fn try_accept(&mut self, listener: u64) {
-        loop {
-            let listening = self.network.listeners.get_mut(&listener).expect("an open listener");
-            if listening.backlog.is_empty() {
-                return;
-            }
-            let Some(key) = listening.accepts.pop_front() else { return };
-            if self.random.chance(self.faults.network.accept_error_ppm) {
-                self.finish(key, failure(libc::EMFILE));
-                continue;
-            }
-            let listening = self.network.listeners.get_mut(&listener).expect("an open listener");
-            let end = listening.backlog.pop_front().expect("just seen");
-            let number = self.add_descriptor(key.executor, Kind::Stream(end));
-            self.finish(key, Ok(number.cast_unsigned()));
-        }
     }
 
     // Streams.
@@ -327,7 +181,6 @@ impl World {
 
     /// Takes a cancelled operation out of every line.
     pub fn forget_waiter(&mut self, key: OpKey) {
-        self.network.calls.remove(&key);
         for listening in self.network.listeners.values_mut() {
             listening.accepts.retain(|waiting| *waiting != key);
         }
@@ -414,7 +267,7 @@ impl World {
     }
 
     /// Puts something on the wire from this end to its peer.
-    fn send_segment(&mut self, from: End, segment: Segment) {
+    pub fn send_segment(&mut self, from: End, segment: Segment) {
         let delay = self.travel_nanos();
         let now = self.now().as_nanos();
         let Some(peer) = self.network.side(from.peer()) else { return };
@@ -495,7 +348,7 @@ impl World {
     }
 
     /// A call that was never accepted: its far end goes away.
-    fn forget_end(&mut self, end: End) {
+    pub fn forget_end(&mut self, end: End) {
         if let Some(side) = self.network.side(end) {
             side.closed = true;
         }
