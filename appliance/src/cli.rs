@@ -1,8 +1,8 @@
 //! The command line. But for `run`, `check` and `tune` it is a client of the admin socket.
 //!
 //! Exit codes are stable: 0 done, or it was so already · 1 it failed, and may be run again · 2 the
-//! command or the configuration is wrong · 3 refused in this state · 4 there is no such thing · 5 no
-//! node can be reached · 6 not permitted.
+//! command or the configuration is wrong · 3 refused in this state · 4 there is no such thing ·
+//! 5 no node can be reached · 6 not permitted.
 
 mod arguments;
 mod client;

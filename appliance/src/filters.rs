@@ -74,7 +74,7 @@ impl Pattern {
                 let cause = cause.lines().last().unwrap_or_default().trim().to_owned();
                 error(
                     format!("is no regular expression: {cause}"),
-                    "https://docs.rs/regex has the syntax; look-around and back-references are not in it",
+                    "https://docs.rs/regex has the syntax, without look-around and back-references",
                 )
             });
         }

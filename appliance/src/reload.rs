@@ -1,4 +1,4 @@
-//! A changed configuration file against the one in force: what applies, and what is refused and why.
+//! A changed configuration file against the one in force: what applies, what is refused and why.
 //!
 //! Pure comparison. Each link stands for itself: a refused change leaves that link as it was and
 //! does not keep the others from applying.

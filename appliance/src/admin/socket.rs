@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody answers there.
-    #[error("another process already listens on {}: stop it, or set node.admin_socket", .0.display())]
+    #[error("another process listens on {}: stop it, or set node.admin_socket", .0.display())]
     InUse(PathBuf),
     /// Something else has that name.
     #[error("{} exists and is not a socket: move it away, or set node.admin_socket", .0.display())]

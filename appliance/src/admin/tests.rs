@@ -266,7 +266,8 @@ fn the_socket_speaks_http_and_bounds_what_it_takes() {
         assert!(exchange(&path, &get).await.starts_with("HTTP/1.1 200 OK"));
         let post = |length: usize, body: &str| {
             format!(
-                "POST /v1/links/prod/pause HTTP/1.1\r\n{close}content-length: {length}\r\n\r\n{body}"
+                "POST /v1/links/prod/pause HTTP/1.1\r\n{close}\
+                 content-length: {length}\r\n\r\n{body}"
             )
         };
         let huge = exchange(&path, &post(10 << 20, "{")).await;
