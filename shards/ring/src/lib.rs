@@ -14,7 +14,10 @@
 //! 3. [`executor`] polls tasks in fair shares, hands their operations to the driver, and turns
 //!    the driver's completions into wakes.
 //!
-//! Wakers work from any thread, so any runtime-agnostic channel can feed a shard.
+//! Wakers work from any thread, so any runtime-agnostic channel can feed a shard. One ring wakes
+//! another by a message (`IORING_OP_MSG_RING`) that leaves with its next turn, at the latest when it
+//! ends: a task must not block its thread to wait for the answer. Other threads ring an eventfd.
+//!
 //! Everything is bounded: operations by slots, memory by the arena, tasks' turns by polls.
 //!
 //! This crate knows nothing of Kafka.

@@ -196,6 +196,7 @@ fn machines_cut_apart_hear_each_other_later() {
 
 #[test]
 fn connections_break_at_any_moment_and_nothing_leaks() {
+    const ROUNDS: u32 = if cfg!(miri) { 3 } else { 20 };
     let (mut resets, mut silences) = (0, 0);
     for_seeds(0, SEEDS, |seed| {
         let mut two = two(seed, Faults::harsh());
@@ -220,9 +221,9 @@ fn connections_break_at_any_moment_and_nothing_leaks() {
         let client = two.client;
         let (reset, silent) = two.sim.run_on(client, async {
             let (mut reset, mut silent) = (0, 0);
-            for _ in 0..20 {
+            for _ in 0..ROUNDS {
                 let Ok(stream) = Stream::connect(address()).await else { continue };
-                for _ in 0..20 {
+                for _ in 0..ROUNDS {
                     if stream.send_all(text("ping").await).await.is_err() {
                         reset += 1;
                         break;
