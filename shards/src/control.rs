@@ -83,7 +83,8 @@ pub enum Command {
         /// Done.
         reply: oneshot::Sender<()>,
     },
-    /// Fetch again. Also ends a [`Command::Hold`] and lets faulted partitions try anew.
+    /// Fetch again; faulted partitions try anew. Named topics are also freed of a
+    /// [`Command::Hold`] and of a pause of their own.
     Resume {
         /// Which link.
         link: Arc<str>,

@@ -25,7 +25,8 @@ use storage::log::LogState;
 use uuid::Uuid;
 
 use crate::limits::{
-    CONNECT_LIMIT, FETCH_BYTES_MAX, FETCH_WAIT_MS, IDLE_PAUSE, PARTITION_BYTES_MAX, REQUEST_LIMIT,
+    CONNECT_LIMIT, FETCH_BYTES_MAX, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX, FRUITLESS_ANSWERS_FREE,
+    FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX, REQUEST_LIMIT,
 };
 use crate::link::Link;
 use crate::partition::Partition;
@@ -125,6 +126,8 @@ pub struct Fetcher {
     out_of_range: Vec<u32>,
     outcome: Outcome,
     backoff: Backoff,
+    /// Answers in a row that came at once and brought nothing.
+    fruitless: u32,
 }
 
 impl Fetcher {
@@ -141,6 +144,7 @@ impl Fetcher {
             out_of_range: Vec::new(),
             outcome: Outcome::default(),
             backoff: Backoff::new(),
+            fruitless: 0,
         }
     }
 
@@ -229,12 +233,27 @@ impl Fetcher {
         self.shared.waiting.set(self.shared.waiting.get() + waited);
         let spent = (ring::now() - begun).saturating_sub(waited);
         self.shared.receiving.set(self.shared.receiving.get() + spent);
+        let progress = !self.outcome.moved.is_empty() || !self.outcome.compared.is_empty();
         self.settle(answer.as_ref().ok());
         let answer = answer?;
-        if !answer.throttle.is_zero() {
-            ring::sleep(answer.throttle.min(REQUEST_LIMIT)).await;
+        let pace = self.pace(progress, ring::now() - begun);
+        let pause = answer.throttle.min(REQUEST_LIMIT).max(pace);
+        if !pause.is_zero() {
+            ring::sleep(pause).await;
         }
         Ok(())
+    }
+
+    /// A source should hold a fetch that finds nothing. One that answers at once, again and again,
+    /// is asked less and less often; it must not keep a core busy.
+    fn pace(&mut self, progress: bool, spent: Duration) -> Duration {
+        if progress || spent > FRUITLESS_ANSWER_MAX {
+            self.fruitless = 0;
+            return Duration::ZERO;
+        }
+        self.fruitless = self.fruitless.saturating_add(1);
+        let excess = self.fruitless.saturating_sub(FRUITLESS_ANSWERS_FREE);
+        (FRUITLESS_PAUSE * excess).min(FRUITLESS_PAUSE_MAX)
     }
 
     /// On a fresh connection every member is asked for anew.
@@ -297,11 +316,14 @@ impl Fetcher {
         let partition = &member.partition;
         let Some(log) = partition.log() else { return };
         let positions = log.positions();
+        // Below the size of a batch, a source serves one partition per answer (KIP-74).
+        let batch_bytes = log.last_batch().map_or(0, |last| last.bytes.next_power_of_two());
+        let batch_bytes = i32::try_from(batch_bytes).unwrap_or(i32::MAX);
         let wanted = Wanted {
             fetch_offset: positions.received.0.offset,
             last_fetched_epoch: positions.last_epoch.unwrap_or(-1),
             leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
-            max_bytes: PARTITION_BYTES_MAX,
+            max_bytes: PARTITION_BYTES_MAX.max(batch_bytes),
         };
         self.session.want(key, wanted);
     }

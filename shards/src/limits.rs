@@ -34,3 +34,12 @@ pub const COMPARE_LEASE_BYTES: usize = 64 << 10;
 pub const RESERVABLE_PERCENT: usize = 75;
 /// How often waiting partitions are looked at.
 pub const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
+/// An answer without progress that took longer than this was held by the source, as it should.
+pub const FRUITLESS_ANSWER_MAX: Duration = Duration::from_millis(50);
+/// So many answers at once without progress cost nothing: partitions come and go, high watermarks
+/// move.
+pub const FRUITLESS_ANSWERS_FREE: u32 = 16;
+/// Each further one costs a pause longer by this.
+pub const FRUITLESS_PAUSE: Duration = Duration::from_millis(2);
+/// The longest of these pauses.
+pub const FRUITLESS_PAUSE_MAX: Duration = Duration::from_millis(250);

@@ -41,6 +41,8 @@ pub struct Partition {
     unchecked: Cell<bool>,
     /// Answers in a row that were as long as they could be.
     pub full_answers: Cell<u32>,
+    /// Its log is being cut back.
+    pub cutting: Cell<bool>,
     /// Far behind: it belongs on a backfill connection.
     pub backfill: Cell<bool>,
     pub leader: Cell<Option<Leader>>,
@@ -99,6 +101,7 @@ impl Partition {
             appending: Cell::new(None),
             unchecked: Cell::new(true),
             full_answers: Cell::new(0),
+            cutting: Cell::new(false),
             backfill: Cell::new(false),
             leader: Cell::new(None),
             source: Cell::default(),
@@ -118,6 +121,7 @@ impl Partition {
     /// Whether it is to be fetched now, if somebody leads it.
     pub fn wants_fetching(&self) -> bool {
         *self.mode.borrow() == Mode::Replicate
+            && !self.cutting.get()
             && matches!(*self.condition.borrow(), Condition::Fine | Condition::SourceAway { .. })
             && self
                 .log()

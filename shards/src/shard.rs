@@ -211,7 +211,10 @@ impl Shard {
     fn of_topics(&self, link: &Arc<str>, topics: Option<&[Arc<str>]>) -> Vec<Rc<Partition>> {
         let Some(link) = self.link(link) else { return Vec::new() };
         let mut partitions = link.partitions();
-        partitions.retain(|p| topics.is_none_or(|topics| topics.contains(&p.key.topic)));
+        if let Some(topics) = topics {
+            let topics: HashSet<&Arc<str>> = topics.iter().collect();
+            partitions.retain(|p| topics.contains(&p.key.topic));
+        }
         partitions
     }
 
@@ -333,7 +336,7 @@ impl Shard {
     fn resume(&self, name: &Arc<str>, topics: Option<&[Arc<str>]>) {
         let Some(link) = self.link(name) else { return };
         for partition in self.of_topics(name, topics) {
-            if topics.is_some() || matches!(partition.mode(), Mode::Held { .. }) {
+            if topics.is_some() {
                 partition.set_mode(Mode::Replicate, ring::wall_ms());
             }
             partition.clear(ring::wall_ms());

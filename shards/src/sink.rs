@@ -59,7 +59,24 @@ pub enum Trouble {
     /// The source's log parts from ours: its end offset for that epoch.
     Diverging(EpochEnd),
     /// What it sent was not taken.
-    Append(AppendError),
+    Append {
+        /// Why.
+        error: AppendError,
+        /// Where the answer's records began.
+        began_at: i64,
+    },
+}
+
+impl Trouble {
+    /// See [`contradicts_itself`].
+    pub fn contradicts_itself(&self) -> bool {
+        matches!(self, Trouble::Append { error, began_at } if contradicts_itself(error, *began_at))
+    }
+}
+
+/// Whether an answer went back to an offset that it had passed over itself.
+pub fn contradicts_itself(error: &AppendError, began_at: i64) -> bool {
+    matches!(error, AppendError::OffsetBelowExpected { base_offset, .. } if *base_offset >= began_at)
 }
 
 /// Takes one answer's records.
@@ -150,8 +167,9 @@ impl<'a> Sink<'a> {
     fn failed(&mut self, error: AppendError) -> Flow {
         if let Now::Appending(appending) = &mut self.now {
             appending.failed = true;
+            let trouble = Trouble::Append { error, began_at: appending.before };
+            self.outcome.troubles.push((self.key, trouble));
         }
-        self.outcome.troubles.push((self.key, Trouble::Append(error)));
         Flow::SkipRest
     }
 
@@ -183,7 +201,7 @@ impl<'a> Sink<'a> {
         if let Err(error) = partition.end_append()
             && !appending.failed
         {
-            self.outcome.troubles.push((self.key, Trouble::Append(error)));
+            self.outcome.troubles.push((self.key, Trouble::Append { error, began_at: *before }));
         }
         let after = log.positions().received.0.offset;
         if after > *before {

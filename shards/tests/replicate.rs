@@ -32,7 +32,11 @@ fn everything_is_copied_and_goes_on_after_a_restart() {
     rig.source.cluster().append("empty", 1, 3).expect("appends");
     rig.start();
     rig.until_caught_up();
-    assert!(rig.status().partitions.iter().all(|p| p.state == PartitionState::Active));
+    // Idle ones too: what was heard when they were compared says that they are caught up.
+    rig.until("a known lag", |status| {
+        let known = |p: &PartitionStatus| p.caught_up_at_ms.is_some();
+        status.partitions.iter().all(|p| known(p) && p.state == PartitionState::Active)
+    });
     rig.stop();
     rig.assert_equal();
 }
@@ -219,5 +223,133 @@ fn a_topic_recreated_without_ids_is_found_by_its_last_batch() {
         status.partitions[0].state == PartitionState::Faulted(FaultCode::Diverged)
     });
     assert_eq!(rig.partition("orders", 0).received, 800, "nothing was appended to the old log");
+    rig.stop();
+}
+
+#[test]
+fn a_source_of_endless_empty_answers_is_asked_less_often() {
+    let orders = topic("orders", 2, 50);
+    let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+    for partition in 0..2 {
+        source.cluster().inject(Target::partition("orders", partition), Fault::Empty, None);
+    }
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until("a fetch", |status| status.stats.fetches > 20);
+    let before = rig.status().stats;
+    std::thread::sleep(Duration::from_secs(2));
+    let after = rig.status().stats;
+    let fetches = after.fetches - before.fetches;
+    assert!(fetches < 200, "{fetches} fruitless fetches in two seconds");
+    rig.source.cluster().clear_faults();
+    rig.until_caught_up();
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
+fn batches_larger_than_a_fetch_are_copied_and_too_large_ones_named() {
+    let large = TopicSpec::new("large", 2, 6).with_batches(3, 3 << 20, 2);
+    let source = serve(Config::loopback(1).with_topic(large.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&large], settings());
+    rig.until_caught_up();
+    rig.stop();
+    rig.assert_equal();
+
+    let huge = TopicSpec::new("huge", 1, 2).with_batches(3, 5 << 20, 2);
+    let source = serve(Config::loopback(1).with_topic(huge.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&huge], settings());
+    rig.until("the fault", |status| {
+        status.partitions[0].state == PartitionState::Faulted(FaultCode::BatchTooLarge)
+    });
+    assert_eq!(rig.partition("huge", 0).received, 0);
+    rig.stop();
+}
+
+#[test]
+fn every_lie_ends_in_a_named_state_or_a_new_connection() {
+    let lies = [
+        Fault::BatchLength(-1),
+        Fault::BatchLength(i32::MAX),
+        Fault::RepeatBatch,
+        Fault::ReorderBatches,
+        Fault::ShiftOffsets(-5),
+        Fault::ShiftOffsets(1 << 40),
+        Fault::RecordsLength(-7),
+        Fault::RecordsLength(i32::MAX),
+        Fault::HighWatermark(3),
+        Fault::WrongPartition(77),
+        Fault::CutRecords(10),
+        Fault::ErrorCode(-1),
+        Fault::ErrorCode(999),
+    ];
+    for lie in lies {
+        let orders = topic("orders", 3, 40);
+        let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+        source.cluster().inject(Target::partition("orders", 1), lie.clone(), Some(3));
+        let mut rig = Rig::new(source, &[&orders], settings());
+        rig.until("three lies", |_| true);
+        let begun = std::time::Instant::now();
+        while rig.source.cluster().faults_applied() < 3 && begun.elapsed().as_secs() < 20 {
+            rig.until("a look", |_| true);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let healthy = |p: &PartitionStatus| p.key.partition == 1 || p.flushed == 640;
+        rig.until("healthy neighbours", |status| status.partitions.iter().all(healthy));
+        rig.source.cluster().clear_faults();
+        for partition in rig.status().partitions {
+            if let PartitionState::Faulted(_) = partition.state {
+                assert!(partition.reason.is_some(), "{lie:?}");
+                rig.tell(Command::Resume {
+                    link: LINK.into(),
+                    topics: Some(vec!["orders".into()]),
+                });
+            }
+        }
+        rig.until_caught_up();
+        rig.stop();
+        rig.assert_equal();
+    }
+}
+
+#[test]
+fn broken_frames_cost_a_connection_and_nothing_else() {
+    let lies = [
+        Fault::HalfFrameThenClose,
+        Fault::WrongCorrelationId,
+        Fault::FrameLength(-1),
+        Fault::FrameLength(i32::MAX),
+        Fault::Garbage,
+        Fault::Close,
+    ];
+    for lie in lies {
+        let orders = topic("orders", 3, 40);
+        let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+        source.cluster().inject(Target::fetches(), lie, Some(1));
+        let mut rig = Rig::new(source, &[&orders], settings());
+        rig.until_caught_up();
+        assert_eq!(rig.source.cluster().faults_applied(), 1);
+        rig.stop();
+        rig.assert_equal();
+    }
+}
+
+/// A batch does not name its partition, and another partition's is as valid: it can only be found
+/// when the source tells the truth again.
+#[test]
+fn another_partitions_records_are_found_on_the_next_start() {
+    let orders = topic("orders", 3, 40);
+    let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+    let lie = Fault::OtherPartition { partition: 2, offset: None };
+    source.cluster().inject(Target::partition("orders", 1), lie, None);
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until_caught_up();
+    rig.stop();
+    rig.source.cluster().clear_faults();
+    rig.start();
+    rig.until("the fault", |status| {
+        let states: Vec<_> = status.partitions.iter().map(|p| p.state).collect();
+        let diverged = PartitionState::Faulted(FaultCode::Diverged);
+        states == [PartitionState::Active, diverged, PartitionState::Active]
+    });
     rig.stop();
 }

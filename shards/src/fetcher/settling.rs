@@ -10,7 +10,7 @@ use super::{Fetcher, Kind};
 use crate::check::{Compared, compare};
 use crate::control::FaultCode;
 use crate::limits::{BAD_BATCHES_MAX, FULL_ANSWERS_BACKFILL, PARTITION_BYTES_MAX};
-use crate::sink::{Stage, Trouble};
+use crate::sink::{Stage, Trouble, contradicts_itself};
 
 impl Fetcher {
     /// Settles an answer, complete or (`None`) cut short.
@@ -29,10 +29,17 @@ impl Fetcher {
         for key in std::mem::take(&mut self.outcome.compared) {
             self.settle_comparison(key);
         }
+        let troubles = std::mem::take(&mut self.outcome.troubles);
         for (key, bytes) in std::mem::take(&mut self.outcome.moved) {
-            self.settle_progress(key, bytes, now_ms);
+            // What is about to be taken back was no progress.
+            let taken_back = |(troubled, trouble): &(u32, Trouble)| {
+                *troubled == key && trouble.contradicts_itself()
+            };
+            if !troubles.iter().any(taken_back) {
+                self.settle_progress(key, bytes, now_ms);
+            }
         }
-        for (key, trouble) in std::mem::take(&mut self.outcome.troubles) {
+        for (key, trouble) in troubles {
             self.settle_trouble(key, trouble);
         }
     }
@@ -63,8 +70,11 @@ impl Fetcher {
         let partition = std::rc::Rc::clone(&member.partition);
         match compared {
             Compared::Same | Compared::Cleaned | Compared::Gone => {
+                let now_ms = ring::wall_ms();
                 partition.set_unchecked(false);
-                partition.succeeded(ring::wall_ms());
+                partition.succeeded(now_ms);
+                // An idle partition may not be mentioned again: what was heard has to serve.
+                partition.note_lag(now_ms);
                 self.want(key);
             }
             Compared::Different => {
@@ -82,7 +92,7 @@ impl Fetcher {
         match trouble {
             Trouble::Code(code) => self.settle_code(key, code),
             Trouble::Diverging(end) => self.settle_diverging(key, end),
-            Trouble::Append(error) => self.settle_append_error(key, error),
+            Trouble::Append { error, began_at } => self.settle_append_error(key, error, began_at),
         }
     }
 
@@ -117,7 +127,7 @@ impl Fetcher {
         self.fresh.push(key);
     }
 
-    fn settle_append_error(&mut self, key: u32, error: AppendError) {
+    fn settle_append_error(&mut self, key: u32, error: AppendError, began_at: i64) {
         let Some(member) = self.member(key) else { return };
         let partition = std::rc::Rc::clone(&member.partition);
         let Some(log) = partition.log() else { return };
@@ -131,6 +141,10 @@ impl Fetcher {
             AppendError::BatchTooLarge { .. } => {
                 let advice = "raise batch_bytes_max of the link, then resume";
                 self.fault(key, FaultCode::BatchTooLarge, format!("{error}; {advice}"));
+            }
+            _ if contradicts_itself(&error, began_at) => {
+                self.link.count_error("bad batch");
+                self.take_back(key, began_at, &error);
             }
             _ => {
                 self.link.count_error("bad batch");
@@ -149,6 +163,35 @@ impl Fetcher {
                 }
             }
         }
+    }
+
+    /// An answer that goes back within itself lies about its gaps: what looked like one may be a
+    /// hole. Nothing of it is believed; the log is cut back to where the answer began.
+    fn take_back(&mut self, key: u32, began_at: i64, error: &AppendError) {
+        let Some(member) = self.member(key) else { return };
+        let partition = std::rc::Rc::clone(&member.partition);
+        let Some(log) = partition.log() else { return };
+        let reason = format!("{error}: the answer contradicts itself, nothing of it is kept");
+        if partition.count_repeated() >= BAD_BATCHES_MAX {
+            let reason = format!("{reason}, {BAD_BATCHES_MAX} times in a row");
+            self.fault(key, FaultCode::BadBatch, reason);
+        } else {
+            partition.failed(reason, ring::random(), ring::wall_ms());
+            self.let_go(key);
+        }
+        let link = std::rc::Rc::clone(&self.link);
+        partition.cutting.set(true); // nobody fetches it meanwhile
+        ring::spawn(ring::Share::Replicate, async move {
+            let cut = log.truncate_to(began_at).await;
+            partition.cutting.set(false);
+            if let Err(error) = cut {
+                let now_ms = ring::wall_ms();
+                partition.fault(FaultCode::LocalLog, error.to_string(), now_ms);
+                return;
+            }
+            link.retry_later(&partition);
+        })
+        .detach();
     }
 
     /// The source refuses the whole request: every partition of it waits.
