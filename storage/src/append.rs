@@ -53,6 +53,8 @@ pub(crate) struct Inner {
     pub truncating: bool,
     /// Damaged, and known from doubtful checkpoints only.
     pub doubtful: bool,
+    /// Damaged, and what lies above its flushed place may not be on the device.
+    pub suspect: bool,
     /// Records of a response are arriving.
     pub expecting: bool,
     /// This response brought a bad batch; the rest of it is not taken.
@@ -304,6 +306,7 @@ pub(crate) struct Opened {
     pub flushed: Place,
     pub replay: Replay,
     pub doubtful: bool,
+    pub suspect: bool,
     pub new: bool,
 }
 
@@ -342,6 +345,7 @@ impl Opened {
             generation,
             truncating: false,
             doubtful: self.doubtful,
+            suspect: self.suspect,
             expecting: false,
             refused: false,
             overdue: false,

@@ -81,6 +81,9 @@ pub struct Entry {
     /// Checkpoints were lost: this may be older than what was flushed, or made up. The partition is
     /// read whole, once.
     pub doubtful: bool,
+    /// The device failed: what lies above the flushed place may be readable and yet not on it, so
+    /// it is cut and asked for again.
+    pub suspect: bool,
 }
 
 impl Entry {
@@ -98,6 +101,7 @@ impl Entry {
             snapshot: false,
         },
         doubtful: true,
+        suspect: false,
     };
 }
 
@@ -149,7 +153,7 @@ struct Fixed {
     link_bytes: u32,
     topic_bytes: u32,
     replay_snapshot: u32,
-    doubtful: u32,
+    flags: u32,
 }
 
 const MAGIC: [u8; 8] = *b"USCKPT01";
@@ -241,7 +245,7 @@ impl Fixed {
             link_bytes: id.link.len() as u32,
             topic_bytes: id.topic.len() as u32,
             replay_snapshot: u32::from(replay.snapshot),
-            doubtful: u32::from(entry.doubtful),
+            flags: u32::from(entry.doubtful) | u32::from(entry.suspect) << 1,
         }
     }
 
@@ -282,7 +286,8 @@ impl Fixed {
                 epoch: epoch(self.replay_epoch),
                 snapshot: self.replay_snapshot == 1,
             },
-            doubtful: self.doubtful == 1,
+            doubtful: self.flags & 1 != 0,
+            suspect: self.flags & 2 != 0,
         })
     }
 }
@@ -323,6 +328,7 @@ mod tests {
                     flushed,
                     replay: Replay { place, index, epoch, snapshot },
                     doubtful: snapshot,
+                    suspect: !snapshot,
                 }
             })
     }
@@ -373,6 +379,7 @@ mod tests {
                 flushed: place,
                 replay,
                 doubtful: false,
+                suspect: false,
             }
         };
         let of = |boot, sequence, list: &[(i32, i64)]| Checkpoint {

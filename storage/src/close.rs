@@ -105,6 +105,7 @@ impl Log {
                 flushed: inner.flushed,
                 replay: inner.replay,
                 doubtful: false,
+                suspect: false,
             };
             inner.active.file = None;
             (entry, inner.settings.clone(), dropped, inner.generation)

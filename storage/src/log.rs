@@ -522,7 +522,7 @@ impl Log {
     pub(crate) fn fail(&self, reason: &str) {
         {
             let mut inner = self.inner.borrow_mut();
-            if matches!(inner.state, LogState::Healthy) {
+            if matches!(inner.state, LogState::Healthy | LogState::Closed) {
                 tracing::error!(log = %self.id, reason, "log failed");
                 inner.state = LogState::Failed(reason.to_owned());
                 inner.rewind();
@@ -574,6 +574,7 @@ impl Log {
             flushed: inner.flushed,
             replay: inner.replay,
             doubtful: inner.doubtful,
+            suspect: inner.suspect || matches!(inner.state, LogState::Failed(_)),
         }
     }
 

@@ -60,7 +60,9 @@ pub(crate) async fn open(
     let entry = entry.filter(|entry| {
         entry.topic_id.is_none() || entry.topic_id == settings.topic_id || entry.doubtful
     });
-    let (opened, recovered) = load(&files, settings, entry, None).await?;
+    let until = entry.filter(|entry| entry.suspect).map(|entry| entry.flushed.offset);
+    let failures = volume.flush_failures();
+    let (opened, recovered) = load(&files, settings, entry, until).await?;
     // Someone else may have opened it while this one was reading.
     if volume.log(&id).is_some() {
         return Err(LogError::Open);
@@ -69,6 +71,16 @@ pub(crate) async fn open(
         Log::new(id, volume.path(), Rc::clone(volume), Rc::clone(memory), opened.into_inner(0));
     volume.add(&log);
     volume.mark_dirty(&log);
+    if volume.flush_failures() != failures {
+        // What was just read may have been part of what that flush lost.
+        log.fail("a flush failed while it was opened");
+    }
+    if until.is_some() {
+        // Before anything more counts as flushed, no durable checkpoint may call for a cut: the
+        // first flush writes one that does not, the second makes it durable.
+        volume.flush().await;
+        volume.flush().await;
+    }
     let positions = log.positions();
     Ok((log, Recovered { positions, ..recovered }))
 }
@@ -417,6 +429,7 @@ impl Loading<'_> {
             verdict.sealed.iter().copied().filter(|&(base, _)| base < end.segment).collect();
         let opened = Opened {
             doubtful: !sound && entry.is_some_and(|entry| entry.doubtful),
+            suspect: !sound && entry.is_some_and(|entry| entry.suspect),
             settings,
             state: verdict.corrupt.clone().map_or(LogState::Healthy, LogState::Corrupt),
             active,

@@ -91,9 +91,13 @@ impl Store {
         let StoreConfig { shard, boot, flush_interval, undo_window } = config;
         let mut volumes = Vec::new();
         for path in boot.data_dirs() {
-            // A first look: it also makes later errors of write-back visible to the flush.
-            let look = ring::fs::sync_filesystem(path).await;
-            look.map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+            // A first look, so that later errors of write-back are told to the flush. It may
+            // itself be told of an error from before this start; that one is over.
+            if let Err(error) = ring::fs::sync_filesystem(path).await {
+                tracing::warn!(path = %path.display(), %error, "an earlier flush had failed");
+                let again = ring::fs::sync_filesystem(path).await;
+                again.map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+            }
             volumes.push(Volume::start(path, shard, boot.count(), flush_interval));
         }
         if volumes.is_empty() {

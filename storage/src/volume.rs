@@ -140,6 +140,11 @@ impl Volume {
         *self.counters.borrow()
     }
 
+    /// Flushes that failed so far.
+    pub fn flush_failures(&self) -> u64 {
+        self.flush_failures.get()
+    }
+
     /// The logs, by id.
     pub fn logs(&self) -> Vec<Rc<Log>> {
         self.logs.borrow().values().cloned().collect()
@@ -391,6 +396,8 @@ impl Volume {
                 for log in self.logs() {
                     log.fail(&format!("flush failed: {error}"));
                 }
+                // Says that the logs are suspect, if it can still be said.
+                self.write_checkpoint().await;
             }
         }
     }
