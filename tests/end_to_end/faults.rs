@@ -13,7 +13,7 @@ use crate::stage::{Stage, ensure};
 /// `kill -9` under load at random moments, at boot too: nothing that was reported flushed is lost,
 /// no byte differs. `UNDERSTUDY_KILLS` says how often.
 pub fn killed_under_load(stage: &mut Stage) -> Outcome {
-    let rounds = std::env::var("UNDERSTUDY_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let rounds = std::env::var("UNDERSTUDY_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     let topic = "killed";
     let load = json!({"partitions": 3, "records_per_second": 5_000, "codec": "zstd"});
     stage.load.create(topic, 3, 3, &[("segment.bytes", "1048576")])?;
