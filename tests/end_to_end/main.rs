@@ -5,6 +5,7 @@
 //! -- NAME` runs those whose name contains NAME.
 
 mod content;
+mod demo;
 mod faults;
 mod lifecycle;
 mod stage;
@@ -45,7 +46,7 @@ fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let shared: Arc<OnceLock<Outcome<std::sync::Mutex<Stage>>>> = Arc::default();
-    let trials = SCENARIOS
+    let mut trials: Vec<Trial> = SCENARIOS
         .iter()
         .map(|&(name, scenario)| {
             let shared = Arc::clone(&shared);
@@ -65,6 +66,8 @@ fn main() {
             })
         })
         .collect();
+    // It needs no Kafka, so it comes before the one that is started for the others.
+    trials.insert(0, Trial::test("demo", || Ok(demo::leaves_a_proof_and_nothing_else()?)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Leaving by `exit` drops nothing: the cluster goes here, with its files.
     drop(shared);

@@ -33,6 +33,8 @@ impl Stage {
     /// Three nodes of today's Kafka.
     pub fn set() -> Outcome<Stage> {
         let installed = install::install()?;
+        // Built before brokers compete with the compiler for the cores.
+        tests::understudy::binary()?;
         Stage::of(&installed, install::KAFKA, "kafka4", 3)
     }
 
