@@ -522,6 +522,8 @@ impl Log {
     pub(crate) fn fail(&self, reason: &str) {
         {
             let mut inner = self.inner.borrow_mut();
+            // A damaged log may be opened again, too.
+            inner.suspect |= matches!(inner.state, LogState::Corrupt(_));
             if matches!(inner.state, LogState::Healthy | LogState::Closed) {
                 tracing::error!(log = %self.id, reason, "log failed");
                 inner.state = LogState::Failed(reason.to_owned());

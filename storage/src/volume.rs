@@ -48,6 +48,9 @@ pub struct Volume {
     flushes: Signal,
     flush_failures: Cell<u64>,
     sequence: Cell<u64>,
+    /// The slot that a completed flush covers, and the one written since.
+    durable_slot: Cell<u64>,
+    fresh_slot: Cell<Option<u64>>,
     space_step_max: Cell<u64>,
     full: Cell<bool>,
     stopping: Cell<bool>,
@@ -92,6 +95,8 @@ impl Volume {
             flushes: Signal::default(),
             flush_failures: Cell::new(0),
             sequence: Cell::new(0),
+            durable_slot: Cell::new(1),
+            fresh_slot: Cell::new(None),
             space_step_max: Cell::new(SPACE_BYTES_MAX),
             full: Cell::new(false),
             stopping: Cell::new(false),
@@ -382,6 +387,9 @@ impl Volume {
         match ring::fs::sync_filesystem(&self.path).await {
             Ok(()) => {
                 self.counters.borrow_mut().flushes += 1;
+                if let Some(slot) = self.fresh_slot.take() {
+                    self.durable_slot.set(slot);
+                }
                 for (log, covered) in covered {
                     log.flushed(covered);
                 }
@@ -402,12 +410,15 @@ impl Volume {
         }
     }
 
-    /// Writes the older slot. It becomes durable with the next flush; until then the other slot is.
+    /// Writes the slot that is not durable. It becomes so with the next completed flush; until
+    /// then, also after failed ones, the other slot is what counts.
     async fn write_checkpoint(&self) {
         let sequence = self.sequence.get() + 1;
         self.sequence.set(sequence);
         let checkpoint = Checkpoint { boot: self.boot, sequence, entries: self.entries() };
-        let path = slot_path(&self.path, self.shard, sequence % SLOTS);
+        let slot = (self.durable_slot.get() + 1) % SLOTS;
+        self.fresh_slot.set(Some(slot));
+        let path = slot_path(&self.path, self.shard, slot);
         match ring::fs::write(&path, checkpoint.encode()).await {
             Ok(()) => self.counters.borrow_mut().checkpoints += 1,
             // Without it a recovery reads more than it had to; nothing is lost.
