@@ -357,14 +357,19 @@ impl Log {
         }
     }
 
-    /// Waits until all that is received now is on the device.
+    /// Waits until all that is received now is on the device, and the checkpoint that says so, too:
+    /// after it not even a crash followed by a failing device takes any of it back.
     pub async fn flush(&self) -> Result<Positions, LogError> {
         self.write_out().await?;
         if !self.volume.flush().await {
             return Err(LogError::State(self.state()));
         }
+        let positions = self.positions();
+        if !self.volume.flush().await {
+            return Err(LogError::State(self.state()));
+        }
         match self.state() {
-            LogState::Healthy | LogState::DiskFull => Ok(self.positions()),
+            LogState::Healthy | LogState::DiskFull => Ok(positions),
             state => Err(LogError::State(state)),
         }
     }
