@@ -38,62 +38,114 @@ pub(crate) struct FetchSettings {
 #[derive(Debug)]
 pub(crate) struct Stopping;
 
-/// Answers one Fetch request.
-pub(crate) fn answer(
-    shared: &Shared,
-    settings: FetchSettings,
+/// A Fetch request that has been read, its changes taken into its session.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    version: i16,
+    request: FetchRequest,
+    context: FetchContext,
+    by_topic_id: bool,
+    began: Instant,
+}
+
+/// What a look at the wanted partitions came to.
+pub(crate) enum Look {
+    /// The answer is written.
+    Written,
+    /// There is not enough yet; partitions that grow by themselves do so next then.
+    NotYet(Option<Instant>),
+}
+
+/// Reads one Fetch request.
+pub(crate) fn open(
+    state: &mut State,
     broker: usize,
     version: i16,
     mut request: Reader<'_>,
-    response: &mut Response,
-) -> Result<Result<(), Stopping>, Malformed> {
+) -> Result<Pending, Malformed> {
     let (request, session) = read_request(&mut request, version)?;
     let began = Instant::now();
-    let deadline = began + request.wait_max;
     let by_topic_id = session.by_topic_id;
-
-    let mut state = shared.lock();
     let context = state.brokers[broker].sessions.open(session, began);
-    let (wanted, only_news) = match &context {
-        FetchContext::Sessionless(wanted) | FetchContext::Full(wanted) => (wanted, false),
-        FetchContext::Incremental { wanted, .. } => (wanted, true),
-        FetchContext::Error(error) => {
-            write_error(response, version, session_error(*error), 0);
-            return Ok(Ok(()));
-        }
-    };
-    let mut answers = loop {
+    Ok(Pending { version, request, context, by_topic_id, began })
+}
+
+/// Waits until there is enough, or the request's time is over, and writes the answer.
+pub(crate) fn wait(
+    shared: &Shared,
+    settings: FetchSettings,
+    broker: usize,
+    pending: &Pending,
+    response: &mut Response,
+) -> Result<(), Stopping> {
+    let deadline = pending.began + pending.request.wait_max;
+    let mut state = shared.lock();
+    loop {
         let now = Instant::now();
-        let found = read(&mut state, settings, broker, &request, wanted, only_news, now);
-        if wanted.is_empty() || found.ready || now >= deadline {
-            break found.answers;
-        }
-        let until = found.next_growth.map_or(deadline, |at| at.min(deadline));
-        state = shared.wait(state, until);
-        if state.stopping {
-            return Ok(Err(Stopping));
-        }
-    };
-    let state = &mut *state;
-    if !state.faults.is_empty() {
-        apply_faults(state, broker, &mut answers);
-    }
-    let told = || -> Vec<Wanted> { answers.iter().map(Answer::told).collect() };
-    let sessions = &mut state.brokers[broker].sessions;
-    let session_id = match context {
-        FetchContext::Full(_) if version >= 7 => sessions.create(told(), by_topic_id, began),
-        FetchContext::Incremental { session_id, next_epoch, .. } => {
-            if !sessions.told(session_id, next_epoch, &told()) {
-                let error = session_error(SessionError::InvalidEpoch);
-                write_error(response, version, error, session_id);
-                return Ok(Ok(()));
+        match pending.look(&mut state, settings, broker, now >= deadline, response) {
+            Look::Written => return Ok(()),
+            Look::NotYet(growth) => {
+                let until = growth.map_or(deadline, |at| at.min(deadline));
+                state = shared.wait(state, until);
             }
-            session_id
         }
-        _ => 0,
-    };
-    write(response, version, state, &answers, session_id, request.read_committed);
-    Ok(Ok(()))
+        if state.stopping {
+            return Err(Stopping);
+        }
+    }
+}
+
+impl Pending {
+    /// How long the request wants to wait.
+    pub fn wait_max(&self) -> Duration {
+        self.request.wait_max
+    }
+
+    /// Writes the answer if there is enough to say, or the time is over.
+    pub fn look(
+        &self,
+        state: &mut State,
+        settings: FetchSettings,
+        broker: usize,
+        time_over: bool,
+        response: &mut Response,
+    ) -> Look {
+        let Pending { version, request, context, by_topic_id, began } = self;
+        let (wanted, only_news) = match context {
+            FetchContext::Sessionless(wanted) | FetchContext::Full(wanted) => (wanted, false),
+            FetchContext::Incremental { wanted, .. } => (wanted, true),
+            FetchContext::Error(error) => {
+                write_error(response, *version, session_error(*error), 0);
+                return Look::Written;
+            }
+        };
+        let found = read(state, settings, broker, request, wanted, only_news, Instant::now());
+        if !(wanted.is_empty() || found.ready || time_over) {
+            return Look::NotYet(found.next_growth);
+        }
+        let mut answers = found.answers;
+        if !state.faults.is_empty() {
+            apply_faults(state, broker, &mut answers);
+        }
+        let told = || -> Vec<Wanted> { answers.iter().map(Answer::told).collect() };
+        let sessions = &mut state.brokers[broker].sessions;
+        let session_id = match context {
+            FetchContext::Full(_) if *version >= 7 => {
+                sessions.create(told(), *by_topic_id, *began)
+            }
+            FetchContext::Incremental { session_id, next_epoch, .. } => {
+                if !sessions.told(*session_id, *next_epoch, &told()) {
+                    let error = session_error(SessionError::InvalidEpoch);
+                    write_error(response, *version, error, *session_id);
+                    return Look::Written;
+                }
+                *session_id
+            }
+            _ => 0,
+        };
+        write(response, *version, state, &answers, session_id, request.read_committed);
+        Look::Written
+    }
 }
 
 fn read_request(

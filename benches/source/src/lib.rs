@@ -19,6 +19,7 @@
 mod child;
 mod cluster;
 mod control;
+mod desk;
 mod expected;
 mod fault;
 mod fetch;
@@ -37,6 +38,7 @@ mod tests;
 pub use child::{ChildConfig, ChildError, parse_addresses, run_child};
 pub use cluster::{Cluster, ControlError};
 pub use control::Versions;
+pub use desk::{Desk, Reply, WaitingFetch};
 pub use expected::{Comparison, Difference, Expected};
 pub use fault::{Fault, Target};
 pub use log::{BatchAt, PartitionLog};

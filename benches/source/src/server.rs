@@ -1,12 +1,12 @@
 //! Listeners and connections: one thread each, blocking.
 
-use crate::cluster::{Broker, Cluster, ControlError, Shared};
-use crate::control::{self, Versions};
+use crate::cluster::{Cluster, ControlError};
+use crate::control::Versions;
+use crate::desk::{Begun, Desk};
 use crate::fault::Fault;
-use crate::fetch::{self, FetchSettings, Stopping};
-use crate::session::SessionCache;
+use crate::fetch::{self, Stopping};
 use crate::topic::TopicSpec;
-use crate::wire::{Malformed, Reader, Response};
+use crate::wire::{Malformed, Response};
 use kafka_protocol::messages::ApiKey;
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
@@ -101,9 +101,7 @@ pub struct Handle {
 
 #[derive(Debug)]
 struct Server {
-    shared: Arc<Shared>,
-    versions: Versions,
-    fetch: FetchSettings,
+    desk: Desk,
     connections_max: usize,
     connections: Mutex<Connections>,
 }
@@ -127,31 +125,17 @@ pub fn serve(config: Config) -> Result<Handle, ServeError> {
         return Err(ServeError::NoBroker);
     }
     let mut listeners = Vec::new();
-    let mut brokers = Vec::new();
-    for (seed, address) in (config.seed..).zip(config.listen) {
-        let failed = |source| ServeError::Listen { address, source };
-        let listener = TcpListener::bind(address).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let sessions = SessionCache::new(config.sessions_max, config.session_evict_after, seed);
-        brokers.push(Broker { address, up: true, paused: false, sessions });
+    let mut config = config;
+    for address in &mut config.listen {
+        let failed = |source| ServeError::Listen { address: *address, source };
+        let listener = TcpListener::bind(*address).map_err(failed)?;
+        *address = listener.local_addr().map_err(failed)?;
         listeners.push(listener);
     }
-    let addresses = brokers.iter().map(|broker| broker.address).collect();
-    let shared = Arc::new(Shared::new(config.cluster_id, brokers));
-    let cluster = Cluster { shared: Arc::clone(&shared) };
-    for topic in config.topics {
-        cluster.add_topic(topic)?;
-    }
-    let server = Arc::new(Server {
-        shared,
-        versions: config.versions,
-        fetch: FetchSettings {
-            bytes_max: config.fetch_bytes_max,
-            partial_batches: config.partial_batches,
-        },
-        connections_max: config.connections_max,
-        connections: Mutex::default(),
-    });
+    let addresses = config.listen.clone();
+    let connections_max = config.connections_max;
+    let desk = Desk::new(config)?;
+    let server = Arc::new(Server { desk, connections_max, connections: Mutex::default() });
     let accepting = listeners.into_iter().enumerate();
     let threads = accepting.map(|(broker, l)| Some(accept_thread(&server, broker, l))).collect();
     Ok(Handle { server, addresses, listeners: Mutex::new(threads) })
@@ -165,7 +149,7 @@ impl Handle {
 
     /// The hand that moves the source; it outlives the handle, but moves nothing then.
     pub fn cluster(&self) -> Cluster {
-        Cluster { shared: Arc::clone(&self.server.shared) }
+        self.server.desk.cluster()
     }
 
     /// Open connections to a broker.
@@ -191,12 +175,12 @@ impl Handle {
     /// partitions have no leader until it starts again or [`Cluster::move_leader`] is called.
     pub fn stop_broker(&self, broker: usize) -> Result<(), ControlError> {
         {
-            let mut state = self.server.shared.lock();
+            let mut state = self.server.desk.shared.lock();
             let broker = state.broker(broker)?;
             broker.up = false;
             broker.sessions.clear();
         }
-        self.server.shared.wake();
+        self.server.desk.shared.wake();
         self.end_listener(broker);
         self.kill_connections(broker);
         Ok(())
@@ -204,20 +188,20 @@ impl Handle {
 
     /// Starts a stopped broker on its old port.
     pub fn start_broker(&self, broker: usize) -> Result<(), ServeError> {
-        let address = self.server.shared.lock().broker(broker)?.address;
+        let address = self.server.desk.shared.lock().broker(broker)?.address;
         self.end_listener(broker);
         let failed = |source| ServeError::Listen { address, source };
         let listener = TcpListener::bind(address).map_err(failed)?;
-        self.server.shared.lock().broker(broker)?.up = true;
+        self.server.desk.shared.lock().broker(broker)?.up = true;
         self.listeners()[broker] = Some(accept_thread(&self.server, broker, listener));
-        self.server.shared.wake();
+        self.server.desk.shared.wake();
         Ok(())
     }
 
     fn end_listener(&self, broker: usize) {
         let thread = self.listeners()[broker].take();
         if let Some(thread) = thread {
-            self.server.shared.lock().brokers[broker].up = false;
+            self.server.desk.shared.lock().brokers[broker].up = false;
             // The thread looks at the flag once more after each connection.
             let _ = TcpStream::connect_timeout(&self.addresses[broker], WAKE_TIMEOUT);
             let _ = thread.join();
@@ -231,8 +215,8 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.server.shared.lock().stopping = true;
-        self.server.shared.wake();
+        self.server.desk.shared.lock().stopping = true;
+        self.server.desk.shared.wake();
         for broker in 0..self.addresses.len() {
             self.end_listener(broker);
         }
@@ -252,7 +236,7 @@ fn accept_thread(server: &Arc<Server>, broker: usize, listener: TcpListener) -> 
     let name = format!("source-accept-{broker}");
     let accept = move || {
         while let Ok((stream, _)) = listener.accept() {
-            if !server.shared.lock().brokers[broker].up {
+            if !server.desk.shared.lock().brokers[broker].up {
                 return;
             }
             // A connection that cannot be set up is one that the peer finds closed.
@@ -327,42 +311,15 @@ impl Server {
         request: &[u8],
         response: &mut Response,
     ) -> Result<Result<i16, Stopping>, Malformed> {
-        let mut r = Reader::new(request);
-        let (api_key, version, correlation_id) = (r.i16()?, r.i16()?, r.i32()?);
-        let offered = self.versions.offers(api_key, version);
-        if api_key == ApiKey::ApiVersions as i16 {
-            // Its response header never has tagged fields, whatever the version.
-            response.begin(correlation_id, false);
-            control::api_versions(response, &self.versions, version);
-            response.finish();
-            return Ok(Ok(api_key));
-        }
-        if !offered {
-            return Err(Malformed);
-        }
-        r.nullable_string()?; // Client id.
-        r.flexible = control::is_flexible(api_key, version);
-        r.skip_tags()?;
-        response.begin(correlation_id, r.flexible);
-        if api_key == ApiKey::Fetch as i16 {
-            let fetched = fetch::answer(&self.shared, self.fetch, broker, version, r, response)?;
-            response.finish();
-            return Ok(fetched.map(|()| api_key));
-        }
-        response.no_tags();
-        let state = &mut self.shared.lock();
-        match ApiKey::try_from(api_key) {
-            Ok(ApiKey::Metadata) => control::metadata(state, broker, version, &mut r, response)?,
-            Ok(ApiKey::ListOffsets) => {
-                control::list_offsets(state, broker, version, &mut r, response)?;
+        match self.desk.begin(broker, request, response)? {
+            Begun::Written(api_key) => Ok(Ok(api_key)),
+            Begun::Fetch(pending) => {
+                let Desk { shared, fetch, .. } = &self.desk;
+                let waited = fetch::wait(shared, *fetch, broker, &pending, response);
+                response.finish();
+                Ok(waited.map(|()| ApiKey::Fetch as i16))
             }
-            Ok(ApiKey::OffsetForLeaderEpoch) => {
-                control::offset_for_leader_epoch(state, broker, version, &mut r, response)?;
-            }
-            _ => return Err(Malformed),
         }
-        response.finish();
-        Ok(Ok(api_key))
     }
 
     /// Sends a finished answer, or what a fault makes of it.
@@ -374,7 +331,7 @@ impl Server {
         response: &mut Response,
     ) -> io::Result<Next> {
         let fault = {
-            let mut state = self.shared.lock();
+            let mut state = self.desk.shared.lock();
             state.bytes_sent += response.len() as u64;
             if state.faults.is_empty() { None } else { state.faults.of_frame(broker, api_key) }
         };
@@ -404,9 +361,9 @@ impl Server {
             }),
             Some(Fault::Delay(delay)) => {
                 let until = Instant::now() + delay;
-                let mut state = self.shared.lock();
+                let mut state = self.desk.shared.lock();
                 while !state.stopping && Instant::now() < until {
-                    state = self.shared.wait(state, until);
+                    state = self.desk.shared.wait(state, until);
                 }
             }
             Some(other) => unreachable!("{other:?} is no fault of a frame"),
@@ -416,9 +373,9 @@ impl Server {
     }
 
     fn wait_while_paused(&self, broker: usize) -> Result<(), Stopping> {
-        let mut state = self.shared.lock();
+        let mut state = self.desk.shared.lock();
         while state.brokers[broker].paused && !state.stopping {
-            state = self.shared.wait(state, Instant::now() + Duration::from_secs(3600));
+            state = self.desk.shared.wait(state, Instant::now() + Duration::from_secs(3600));
         }
         if state.stopping { Err(Stopping) } else { Ok(()) }
     }

@@ -216,15 +216,21 @@ impl Response {
 
     /// Replaces the finished frame's bytes by others, gathered in one piece.
     pub fn edit(&mut self, change: impl FnOnce(&mut Vec<u8>)) {
-        let mut whole = Vec::with_capacity(self.len());
-        for piece in &self.pieces {
-            whole.extend_from_slice(self.piece(piece));
-        }
+        let mut whole = std::mem::take(self).into_bytes();
         change(&mut whole);
         self.own = whole;
         self.pieces.clear();
         (self.own_done, self.shared_bytes) = (0, 0);
         self.close_own();
+    }
+
+    /// The finished frame in one piece.
+    pub fn into_bytes(self) -> Vec<u8> {
+        let mut whole = Vec::with_capacity(self.len());
+        for piece in &self.pieces {
+            whole.extend_from_slice(self.piece(piece));
+        }
+        whole
     }
 
     /// Sends everything.
