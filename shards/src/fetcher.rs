@@ -11,7 +11,7 @@ mod checking;
 mod settling;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -34,7 +34,7 @@ use crate::sink::{Member, Outcome, Sink, Stage};
 
 /// What kind of traffic a connection carries. Partitions at their end never wait behind those
 /// that are far behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Partitions at or near the source's end.
     Tail,
@@ -116,7 +116,7 @@ pub struct Fetcher {
     /// By the session's keys.
     members: Vec<Option<Member>>,
     free_keys: Vec<u32>,
-    by_uid: HashMap<u64, u32>,
+    by_uid: BTreeMap<u64, u32>,
     session: FetchSession,
     /// Members not yet asked for on this connection.
     fresh: Vec<u32>,
@@ -137,7 +137,7 @@ impl Fetcher {
             shared,
             members: Vec::new(),
             free_keys: Vec::new(),
-            by_uid: HashMap::new(),
+            by_uid: BTreeMap::new(),
             session: FetchSession::new(),
             fresh: Vec::new(),
             blocked: Vec::new(),

@@ -2,7 +2,7 @@
 //! which partition.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,8 +29,8 @@ pub struct Link {
     view: RefCell<Arc<ClusterView>>,
     /// Who leads what, by topic and partition.
     leaders: RefCell<HashMap<(Arc<str>, i32), Leader>>,
-    partitions: RefCell<HashMap<u64, Rc<Partition>>>,
-    brokers: RefCell<HashMap<i32, BrokerPool>>,
+    partitions: RefCell<BTreeMap<u64, Rc<Partition>>>,
+    brokers: RefCell<BTreeMap<i32, BrokerPool>>,
     retries: RefCell<Vec<Rc<Partition>>>,
     rate: RefCell<Option<RateLimit>>,
     backfill_rate: RefCell<Option<RateLimit>>,
@@ -40,7 +40,7 @@ pub struct Link {
 /// The connections to one broker.
 #[derive(Default)]
 struct BrokerPool {
-    fetchers: HashMap<Kind, (Rc<FetcherShared>, Task<()>)>,
+    fetchers: BTreeMap<Kind, (Rc<FetcherShared>, Task<()>)>,
     backfill_connections: usize,
 }
 
