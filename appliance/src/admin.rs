@@ -5,7 +5,7 @@
 //! end even if the asker goes away.
 
 mod peer;
-mod routes;
+pub mod routes;
 mod socket;
 
 pub use peer::{Peer, Rights};
@@ -207,7 +207,11 @@ async fn carry(controller: &Rc<Controller>, link: &str, request: Request) -> Ans
     Answered::json(status, &outcome)
 }
 
-fn read_verb(
+/// Reads the body of a verb; an empty one has only defaults.
+///
+/// # Errors
+/// When it is not one, in words.
+pub fn read_verb(
     body: &[u8],
     topic: Option<String>,
     verb: crate::states::Verb,

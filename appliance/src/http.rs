@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -36,6 +36,8 @@ pub struct Asked {
     pub method: Method,
     /// The path without the query.
     pub path: String,
+    /// The forms of an answer that are welcome; empty when nothing was said.
+    pub accept: String,
     /// The body.
     pub body: Bytes,
 }
@@ -128,7 +130,9 @@ where
     let answered = match whole.await {
         Ok(Ok(body)) => {
             let path = head.uri.path().to_owned();
-            handler(Asked { method: head.method, path, body: body.to_bytes() }).await
+            let accept = head.headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+            let accept = accept.unwrap_or_default().to_owned();
+            handler(Asked { method: head.method, path, accept, body: body.to_bytes() }).await
         }
         Ok(Err(error)) => Answered::error(
             StatusCode::BAD_REQUEST,

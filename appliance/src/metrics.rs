@@ -1,4 +1,7 @@
-//! Metrics in OpenMetrics, `/healthz` and `/readyz` on a TCP address.
+//! Metrics, `/healthz` and `/readyz` on a TCP address.
+//!
+//! Whoever accepts OpenMetrics (Prometheus does) gets that, everybody else the older text form, so
+//! that `curl … | promtool check metrics` works.
 //!
 //! A scrape takes one snapshot of the shards' plain counters and writes it out; nothing is counted
 //! twice and nothing on the data path knows of metrics. What is unknown is absent, never 0.
@@ -13,11 +16,15 @@ use bytes::Bytes;
 use families::Scrape;
 use hyper::{Method, StatusCode};
 use prometheus_client::registry::Registry;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS_TYPE: &str = "application/openmetrics-text";
+/// The text form that was there before OpenMetrics.
+const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Accepts for ever.
@@ -47,8 +54,12 @@ pub async fn answer(admin: &Admin, asked: Asked) -> Answered {
     }
     match (asked.path.as_str(), admin.ready()) {
         ("/metrics", Some(controller)) => {
-            let body = Bytes::from(scrape(controller, admin).await);
-            Answered { status: StatusCode::OK, content_type: OPENMETRICS, body, allow: None }
+            let openmetrics = scrape(controller, admin).await;
+            let (content_type, text) = match asked.accept.contains(OPENMETRICS_TYPE) {
+                true => (OPENMETRICS, openmetrics),
+                false => (CLASSIC, classic(&openmetrics)),
+            };
+            Answered { status: StatusCode::OK, content_type, body: text.into(), allow: None }
         }
         ("/metrics", None) | ("/readyz", None) => {
             plain(StatusCode::SERVICE_UNAVAILABLE, "starting\n")
@@ -68,6 +79,29 @@ pub async fn answer(admin: &Admin, asked: Asked) -> Answered {
         }
         _ => plain(StatusCode::NOT_FOUND, "nothing here\n"),
     }
+}
+
+/// OpenMetrics in the older form: there a counter's family is called as its series are, units are
+/// not said, and nothing marks the end.
+fn classic(openmetrics: &str) -> String {
+    let lines: Vec<&str> = openmetrics.lines().collect();
+    let counters: HashSet<&str> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut out = String::with_capacity(openmetrics.len());
+    for line in lines {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("EOF" | "UNIT"), ..) => continue,
+            (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(name) => {
+                out.push_str(&format!("# {what} {name}_total {rest}"));
+            }
+            _ => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
 }
 
 fn plain(status: StatusCode, text: impl Into<String>) -> Answered {

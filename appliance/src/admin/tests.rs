@@ -33,6 +33,7 @@ async fn ask(admin: &Admin, method: Method, path: &str, body: &str) -> (u16, Val
     let asked = Asked {
         method: method.clone(),
         path: path.to_owned(),
+        accept: String::new(),
         body: hyper::body::Bytes::copy_from_slice(body.as_bytes()),
     };
     let answered = admin.answer(asked, true).await;
@@ -238,8 +239,12 @@ fn who_may_only_look_may_not_change() {
     run(async {
         let (admin, _house) = served().await;
         for (path, status) in [("/v1/links/prod/pause", 403), ("/v1/status", 405)] {
-            let asked =
-                Asked { method: Method::POST, path: path.to_owned(), body: Default::default() };
+            let asked = Asked {
+                method: Method::POST,
+                path: path.to_owned(),
+                accept: String::new(),
+                body: Default::default(),
+            };
             assert_eq!(admin.answer(asked, false).await.status.as_u16(), status);
         }
     });
@@ -300,6 +305,7 @@ fn a_verb_is_carried_to_its_end_when_the_asker_goes_away() {
         let asked = Asked {
             method: Method::POST,
             path: "/v1/links/prod/failover".to_owned(),
+            accept: String::new(),
             body: Default::default(),
         };
         {

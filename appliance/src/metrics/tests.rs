@@ -12,8 +12,15 @@ fn admin() -> Rc<Admin> {
     Admin::new(tune, Rights::new(None).expect("no group"))
 }
 
+const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5,*/*;q=0.1";
+
 async fn get(admin: &Admin, path: &str) -> (u16, String) {
-    let asked = Asked { method: Method::GET, path: path.to_owned(), body: Bytes::new() };
+    get_as(admin, path, PROMETHEUS).await
+}
+
+async fn get_as(admin: &Admin, path: &str, accept: &str) -> (u16, String) {
+    let (path, accept) = (path.to_owned(), accept.to_owned());
+    let asked = Asked { method: Method::GET, path, accept, body: Bytes::new() };
     let answered = answer(admin, asked).await;
     (answered.status.as_u16(), String::from_utf8_lossy(&answered.body).into_owned())
 }
@@ -48,6 +55,45 @@ fn a_scrape_has_every_state_and_only_known_lags() {
 }
 
 #[test]
+fn the_older_text_form_has_the_same_series() {
+    run(async {
+        let house = copied().await;
+        let admin = admin();
+        admin.attach(house.controller.clone());
+        let (_, openmetrics) = get(&admin, "/metrics").await;
+        let (_, classic) = get_as(&admin, "/metrics", "*/*").await;
+        let series = |text: &str| -> Vec<String> {
+            let samples = text.lines().filter(|line| !line.starts_with('#'));
+            samples.map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
+        };
+        assert_eq!(series(&openmetrics), series(&classic));
+        assert!(classic.contains("# TYPE understudy_shard_received_bytes_total counter\n"));
+        assert!(!classic.contains("# EOF") && !classic.contains("# UNIT"));
+        promtool_agrees(&classic);
+    });
+}
+
+/// Prometheus' own linter, where it is installed.
+fn promtool_agrees(text: &str) {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let child = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else { return };
+    let mut stdin = child.stdin.take().expect("it is piped");
+    stdin.write_all(text.as_bytes()).expect("it reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = said + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
 fn health_and_readiness() {
     run(async {
         let admin = admin();
@@ -64,7 +110,12 @@ fn health_and_readiness() {
         assert_eq!((status, text.as_str()), (503, "shard 1 does not answer\n"));
         assert!(get(&admin, "/metrics").await.1.contains("understudy_shard_up{shard=\"1\"} 0.0"));
         assert_eq!(get(&admin, "/other").await.0, 404);
-        let post = Asked { method: Method::POST, path: "/metrics".into(), body: Bytes::new() };
+        let post = Asked {
+            method: Method::POST,
+            path: "/metrics".into(),
+            accept: String::new(),
+            body: Bytes::new(),
+        };
         assert_eq!(answer(&admin, post).await.status.as_u16(), 405);
     });
 }
