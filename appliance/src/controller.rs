@@ -9,7 +9,6 @@ pub mod link;
 pub mod observe;
 pub mod placement;
 pub mod records;
-pub mod redb;
 pub mod shards;
 pub mod source;
 pub mod status;
@@ -24,7 +23,7 @@ use crate::reload::{self, Change as ReloadChange, LinkFacts, Reload};
 use crate::shard_port::Event;
 use crate::states::LinkMode;
 use placement::Placement;
-use records::{Change, LinkRecord, Stored, TopicRecord};
+use records::{LinkRecord, Stored, TopicRecord};
 use shards::Shards;
 use source::Connector;
 use std::cell::{Cell, RefCell};
@@ -231,7 +230,7 @@ impl Controller {
 
     async fn remove_link(&self, name: &str) -> Result<(), StoreError> {
         let Some(link) = self.link(name) else { return Ok(()) };
-        self.shared.store.commit(vec![Change::remove_link(name)]).await?;
+        self.shared.store.commit(vec![records::remove_link(name)]).await?;
         self.links.borrow_mut().remove(name);
         let topics = link.retire().await;
         self.dormant.borrow_mut().insert(name.to_owned(), topics);

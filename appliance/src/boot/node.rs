@@ -5,9 +5,8 @@ use crate::admin::{self, Admin, Guard, Rights};
 use crate::config::Config;
 use crate::controller::placement::Placement;
 use crate::controller::records::{self, Stored, TopicRecord};
-use crate::controller::redb::Redb;
 use crate::controller::shards::Shards;
-use crate::controller::store::{Backend, Store};
+use crate::controller::store::Store;
 use crate::controller::{Controller, Shared};
 use crate::host::{self, Host};
 use crate::kafka::Kafka;
@@ -25,6 +24,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use storage::boot::Boot;
 use storage::inventory::FoundPartition;
+use storage::metadata::{MetadataError, MetadataStore};
 use storage::names::OWN_FOLDER;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -304,8 +304,9 @@ async fn open_store(
             found.len()
         )));
     }
-    let mut backend = Redb::open(&path).map_err(BootError::Metadata)?;
-    let pairs = backend.load().map_err(BootError::Metadata)?;
+    let wrong = |error: MetadataError| BootError::Metadata(error.to_string());
+    let backend = MetadataStore::open(&path).map_err(wrong)?;
+    let pairs = backend.load().map_err(wrong)?;
     let stored = records::decode(pairs).map_err(|error| BootError::Metadata(error.to_string()))?;
     let (store, thread) = Store::start(backend)?;
     Ok((store, thread, stored))

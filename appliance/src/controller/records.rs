@@ -5,6 +5,7 @@
 use crate::states::{LinkMode, TopicState};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use storage::metadata::Change;
 use uuid::Uuid;
 
 /// A link, under `link/<name>`.
@@ -63,35 +64,24 @@ impl TopicRecord {
     }
 }
 
-/// One change of a transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// The record's key.
-    pub key: String,
-    /// Its new value; `None` removes it.
-    pub value: Option<Vec<u8>>,
+/// Writes a link's record.
+pub fn set_link(name: &str, record: &LinkRecord) -> Change {
+    Change { key: link_key(name), value: Some(encode(record)) }
 }
 
-impl Change {
-    /// Writes a link's record.
-    pub fn link(name: &str, record: &LinkRecord) -> Self {
-        Change { key: link_key(name), value: Some(encode(record)) }
-    }
+/// Forgets a link.
+pub fn remove_link(name: &str) -> Change {
+    Change { key: link_key(name), value: None }
+}
 
-    /// Forgets a link.
-    pub fn remove_link(name: &str) -> Self {
-        Change { key: link_key(name), value: None }
-    }
+/// Writes a topic's record.
+pub fn set_topic(link: &str, topic: &str, record: &TopicRecord) -> Change {
+    Change { key: topic_key(link, topic), value: Some(encode(record)) }
+}
 
-    /// Writes a topic's record.
-    pub fn topic(link: &str, topic: &str, record: &TopicRecord) -> Self {
-        Change { key: topic_key(link, topic), value: Some(encode(record)) }
-    }
-
-    /// Forgets a topic.
-    pub fn remove_topic(link: &str, topic: &str) -> Self {
-        Change { key: topic_key(link, topic), value: None }
-    }
+/// Forgets a topic.
+pub fn remove_topic(link: &str, topic: &str) -> Change {
+    Change { key: topic_key(link, topic), value: None }
 }
 
 fn link_key(name: &str) -> String {
@@ -167,7 +157,7 @@ mod tests {
             ends: vec![End { partition: 0, end_offset: 3, last_epoch: Some(1), error: None }],
             deleting: false,
         };
-        let pairs = [Change::link("prod", &link), Change::topic("prod", "a.b", &topic)]
+        let pairs = [set_link("prod", &link), set_topic("prod", "a.b", &topic)]
             .map(|change| (change.key, change.value.expect("a value")));
         let stored = decode(pairs.to_vec()).expect("our own records");
         assert_eq!(stored.links, [("prod".to_owned(), link)]);

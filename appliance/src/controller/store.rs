@@ -1,14 +1,13 @@
 //! The metadata store, on a thread of its own: its fsync must not stall the control thread.
 
-use super::records::Change;
 use std::thread::JoinHandle;
+use storage::metadata::{Change, MetadataStore};
 use tokio::sync::{mpsc, oneshot};
 
 /// Transactions that may wait; each is one verb or one discovery.
 const QUEUE_MAX: usize = 64;
 
-/// Keys and values.
-pub type Pairs = Vec<(String, Vec<u8>)>;
+pub use storage::metadata::Pairs;
 
 /// What keeps the records: redb in the product, memory in tests.
 pub trait Backend: Send + 'static {
@@ -23,6 +22,16 @@ pub trait Backend: Send + 'static {
     /// # Errors
     /// When it did not become durable.
     fn commit(&mut self, changes: &[Change]) -> Result<(), String>;
+}
+
+impl Backend for MetadataStore {
+    fn load(&mut self) -> Result<Pairs, String> {
+        MetadataStore::load(self).map_err(|error| error.to_string())
+    }
+
+    fn commit(&mut self, changes: &[Change]) -> Result<(), String> {
+        MetadataStore::commit(self, changes).map_err(|error| error.to_string())
+    }
 }
 
 /// The store failed; nothing of the transaction may be counted on.

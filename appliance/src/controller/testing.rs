@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use storage::metadata::Change;
 use store::Backend;
 use uuid::Uuid;
 

@@ -2,7 +2,7 @@
 
 use super::link::{Health, Link};
 use super::observe;
-use super::records::{Change, End, TopicRecord};
+use super::records::{self, End, TopicRecord};
 use super::store::StoreError;
 use super::{records::LinkRecord, wall_ms};
 use crate::shard_port::{Command, Sealed};
@@ -10,6 +10,7 @@ use crate::states::{Answer, Decision, LinkMode, TopicState, Verb, decide_link, d
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use storage::metadata::Change;
 
 /// What a person asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -409,7 +410,7 @@ impl Link {
             .into_iter()
             .filter(|name| !failures.iter().any(|(key, _)| *key.topic == **name))
             .collect();
-        let changes = gone.iter().map(|name| Change::remove_topic(self.name(), name)).collect();
+        let changes = gone.iter().map(|name| records::remove_topic(self.name(), name)).collect();
         self.shared.store.commit(changes).await?;
         let mut state = self.state.borrow_mut();
         let mut placement = self.shared.placement.borrow_mut();
@@ -456,7 +457,7 @@ impl Link {
             changed.collect()
         };
         let topic =
-            |(name, record): &(String, TopicRecord)| Change::topic(self.name(), name, record);
+            |(name, record): &(String, TopicRecord)| records::set_topic(self.name(), name, record);
         let changes = records.iter().map(topic).collect();
         match link {
             LinkChange::Pause => self.set_mode(LinkMode::Paused, changes).await?,
@@ -475,7 +476,7 @@ impl Link {
         let known = self.state.borrow().record.clone();
         let since_ms = if known.mode == mode { known.since_ms } else { wall_ms() };
         let record = LinkRecord { mode, since_ms, ..known };
-        with.push(Change::link(self.name(), &record));
+        with.push(records::set_link(self.name(), &record));
         self.shared.store.commit(with).await?;
         self.state.borrow_mut().record = record;
         Ok(())

@@ -6,7 +6,7 @@
 
 use super::{Health, Link, Topic, mode_of};
 use crate::controller::observe::{Observation, observe};
-use crate::controller::records::{Change, TopicRecord};
+use crate::controller::records::{self, TopicRecord};
 use crate::controller::source::{SourceCluster, SourcePartition, SourceTopic};
 use crate::controller::store::StoreError;
 use crate::controller::wall_ms;
@@ -180,7 +180,7 @@ impl Link {
         if known.is_none() {
             let mut record = self.state.borrow().record.clone();
             record.cluster_id = Some(found.clone());
-            self.shared.store.commit(vec![Change::link(&self.name, &record)]).await?;
+            self.shared.store.commit(vec![records::set_link(&self.name, &record)]).await?;
             self.state.borrow_mut().record = record;
         }
         Ok(true)
@@ -212,7 +212,8 @@ impl Link {
                 fresh.push((topic.name.clone(), record));
             }
         }
-        let changes = fresh.iter().map(|(name, record)| Change::topic(&self.name, name, record));
+        let changes =
+            fresh.iter().map(|(name, record)| records::set_topic(&self.name, name, record));
         self.shared.store.commit(changes.collect()).await?;
         let names: Vec<String> = fresh.iter().map(|(name, _)| name.clone()).collect();
         {
@@ -263,7 +264,7 @@ impl Link {
                 }
                 Observation::Back => record.become_state(TopicState::Active, None, wall_ms()),
             }
-            changes.push(Change::topic(&self.name, &name, &record));
+            changes.push(records::set_topic(&self.name, &name, &record));
             changed.push((name, record, observation));
         }
         self.shared.store.commit(changes).await?;
