@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use ring::{Class, File, Lease, OpenOptions};
+use ring::{Class, File, OpenOptions};
 
 use crate::batch::Batch;
 use crate::check::{AppendError, Bounds, Checker};
@@ -30,15 +30,7 @@ pub async fn scan(
     to_bytes: u64,
     mut visit: impl FnMut(&FoundBatch) -> bool,
 ) -> Scanned {
-    let mut reader = Scanner {
-        checker: Checker::new(
-            from.place.offset,
-            from.epoch,
-            from.place.bytes,
-            Bounds::local(BATCH_BYTES_MAX),
-        ),
-        place: from.place,
-    };
+    let mut reader = Scanner::new(from);
     let unreadable = |place, error: io::Error| Scanned {
         place,
         stopped: Stopped::Unreadable(format!("{}: {error}", path.display())),
@@ -61,7 +53,7 @@ pub async fn scan(
             Err(error) => return unreadable(reader.place, error),
         };
         at += bytes as u64;
-        if let Some(stopped) = reader.take(&buffer, bytes, &mut visit) {
+        if let Some(stopped) = reader.take(&buffer[..bytes], &mut visit) {
             return stopped;
         }
         ring::yield_now().await;
@@ -69,19 +61,27 @@ pub async fn scan(
     reader.end()
 }
 
-struct Scanner {
+/// The scan without its I/O: bytes in, in pieces of any size, batches out.
+pub struct Scanner {
     checker: Checker,
     place: Place,
 }
 
 impl Scanner {
-    fn take(
+    /// Begins at a place, in the state there.
+    pub fn new(from: &Replay) -> Scanner {
+        let Replay { place, epoch, .. } = *from;
+        let bounds = Bounds::local(BATCH_BYTES_MAX);
+        Scanner { checker: Checker::new(place.offset, epoch, place.bytes, bounds), place }
+    }
+
+    /// Takes the next piece. Answers when the scan has come to its end within it.
+    pub fn take(
         &mut self,
-        buffer: &Lease,
-        bytes: usize,
+        piece: &[u8],
         visit: &mut impl FnMut(&FoundBatch) -> bool,
     ) -> Option<Scanned> {
-        let mut rest = &buffer[..bytes];
+        let mut rest = piece;
         while !rest.is_empty() {
             match self.checker.feed(rest) {
                 Ok(fed) => {
@@ -107,7 +107,7 @@ impl Scanner {
     }
 
     /// The bytes end. A batch that has begun is torn.
-    fn end(&self) -> Scanned {
+    pub fn end(&self) -> Scanned {
         let stopped = if self.checker.in_batch() {
             Stopped::Bad(AppendError::BadLength { position: self.place.bytes, length: -1 })
         } else {

@@ -119,8 +119,11 @@ impl ClusterMetadata {
         self.brokers.iter().find(|broker| broker.id == id)
     }
 
-    /// Takes what an answer says. Errs where it cannot be meant.
-    pub(super) fn from_response(response: MetadataResponse) -> Result<Self, DecodeError> {
+    /// Takes what an answer says.
+    ///
+    /// # Errors
+    /// Where it cannot be meant: names that no topic can have, negative partitions, strange ports.
+    pub fn from_response(response: MetadataResponse) -> Result<Self, DecodeError> {
         let brokers = response.brokers.into_iter().map(broker);
         Ok(ClusterMetadata {
             cluster_id: response.cluster_id.map(|id| id.to_string()),
