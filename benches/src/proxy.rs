@@ -1,0 +1,254 @@
+//! A long line in a box: a proxy that delays both directions and lets only so many bytes be under
+//! way on each connection, as a stock broker's socket buffers do.
+//!
+//! A byte from the source is handed on half a round trip after it was read, and its place in the
+//! window is free again half a round trip later, when the acknowledgement would have come back. So a
+//! connection carries at most a window per round trip. With a round trip of 0 nothing is delayed,
+//! and the window bounds only what the proxy holds.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::Outcome;
+
+const STACK_BYTES: usize = 128 << 10;
+
+/// The proxy: threads of this process, two per direction of a connection.
+pub struct Proxy {
+    address: SocketAddr,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    /// Listens on a free port and connects whoever comes to `to`, a source that names its own
+    /// address in its metadata: this one is put in its place there, so that all connections pass.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn start(to: SocketAddr, round_trip: Duration, window: usize) -> Outcome<Proxy> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&stopping);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(client) = client else { continue };
+                let Ok(server) = TcpStream::connect(to) else { continue };
+                let _ = join(client, server, round_trip / 2, window, (to, address));
+            }
+        });
+        Ok(Proxy { address, stopping })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        // The listener looks at the flag when somebody comes.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// Starts the four threads of a connection.
+fn join(
+    client: TcpStream,
+    server: TcpStream,
+    delay: Duration,
+    window: usize,
+    (to, own): (SocketAddr, SocketAddr),
+) -> Outcome {
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let requests = Arc::new(Line::new(delay, window));
+    let answers = Arc::new(Line::new(delay, window));
+    let (from, onto) = (client.try_clone()?, server.try_clone()?);
+    start(requests, from, onto, |_| {})?;
+    let (advertised, instead) = (broker(to), broker(own));
+    start(answers, server, client, move |bytes| {
+        let places = 0..(bytes.len() + 1).saturating_sub(advertised.len());
+        for at in places.filter(|_| bytes.len() <= CONTROL_BYTES_MAX).collect::<Vec<_>>() {
+            if bytes[at..].starts_with(&advertised) {
+                bytes[at..at + instead.len()].copy_from_slice(&instead);
+            }
+        }
+    })
+}
+
+/// Answers up to this size are looked into for addresses; records come in larger pieces.
+const CONTROL_BYTES_MAX: usize = 4 << 10;
+
+/// A broker in a metadata answer: its host as text, its port.
+fn broker(address: SocketAddr) -> Vec<u8> {
+    let mut bytes = address.ip().to_string().into_bytes();
+    bytes.extend(i32::from(address.port()).to_be_bytes());
+    bytes
+}
+
+fn start(
+    line: Arc<Line>,
+    mut from: TcpStream,
+    mut onto: TcpStream,
+    change: impl Fn(&mut [u8]) + Send + 'static,
+) -> Outcome {
+    let writing = Arc::clone(&line);
+    let small = || std::thread::Builder::new().stack_size(STACK_BYTES);
+    small().spawn(move || {
+        let mut buffer = vec![0; line.window];
+        loop {
+            let room = line.wait_for_room();
+            match from.read(&mut buffer[..room]) {
+                Ok(bytes) if bytes > 0 => {
+                    change(&mut buffer[..bytes]);
+                    line.enter(buffer[..bytes].to_vec());
+                }
+                _ => return line.end(),
+            }
+        }
+    })?;
+    small().spawn(move || {
+        while let Some(bytes) = writing.leave() {
+            if onto.write_all(&bytes).is_err() {
+                break;
+            }
+            writing.arrived(bytes.len());
+        }
+        let _ = onto.shutdown(Shutdown::Both);
+        writing.arrived(usize::MAX);
+    })?;
+    Ok(())
+}
+
+/// One direction of a connection.
+struct Line {
+    delay: Duration,
+    window: usize,
+    state: Mutex<Traffic>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Traffic {
+    /// Pieces under way, and when they arrive.
+    pieces: VecDeque<(Instant, Vec<u8>)>,
+    /// Acknowledgements under way, for how many bytes.
+    acknowledged: VecDeque<(Instant, usize)>,
+    in_flight: usize,
+    ended: bool,
+}
+
+impl Line {
+    fn new(delay: Duration, window: usize) -> Line {
+        Line { delay, window, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Traffic> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, Traffic>,
+        until: Option<Instant>,
+    ) -> MutexGuard<'a, Traffic> {
+        let limit = until.map_or(Duration::from_secs(3600), |until| {
+            until.saturating_duration_since(Instant::now())
+        });
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Bytes that may enter now; waits for at least one.
+    fn wait_for_room(&self) -> usize {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            while let Some((at, bytes)) = state.acknowledged.front().copied()
+                && at <= now
+            {
+                state.acknowledged.pop_front();
+                state.in_flight = state.in_flight.saturating_sub(bytes);
+            }
+            if state.in_flight < self.window {
+                return self.window - state.in_flight;
+            }
+            let next = state.acknowledged.front().map(|(at, _)| *at);
+            state = self.wait(state, next);
+        }
+    }
+
+    fn enter(&self, bytes: Vec<u8>) {
+        let mut state = self.lock();
+        state.in_flight += bytes.len();
+        state.pieces.push_back((Instant::now() + self.delay, bytes));
+        self.changed.notify_all();
+    }
+
+    /// The next piece to arrive, when it does. `None` at the end.
+    fn leave(&self) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        loop {
+            match state.pieces.front().map(|(at, _)| *at) {
+                Some(at) if at <= Instant::now() => {
+                    return state.pieces.pop_front().map(|(_, bytes)| bytes);
+                }
+                None if state.ended => return None,
+                next => state = self.wait(state, next),
+            }
+        }
+    }
+
+    fn arrived(&self, bytes: usize) {
+        self.lock().acknowledged.push_back((Instant::now() + self.delay, bytes));
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_pass_in_order_and_the_address_is_replaced() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let to = server.local_addr().expect("an address");
+        let proxy = Proxy::start(to, Duration::from_millis(2), 1000).expect("a proxy");
+        let mut client = TcpStream::connect(proxy.address()).expect("the proxy listens");
+        let (mut peer, _) = server.accept().expect("the proxy comes");
+        let sent: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
+        client.write_all(&sent).expect("sent");
+        let mut got = vec![0; sent.len()];
+        peer.read_exact(&mut got).expect("it arrives");
+        assert_eq!(got, sent);
+        peer.write_all(&broker(to)).expect("answered");
+        let mut answer = vec![0; broker(to).len()];
+        client.read_exact(&mut answer).expect("the answer");
+        assert_eq!(answer, broker(proxy.address()));
+    }
+
+    #[test]
+    fn a_full_window_waits_for_its_acknowledgement() {
+        let line = Line::new(Duration::ZERO, 10);
+        line.enter(vec![0; 7]);
+        assert_eq!(line.wait_for_room(), 3);
+        line.enter(vec![0; 3]);
+        assert_eq!(line.leave().map(|piece| piece.len()), Some(7));
+        line.arrived(7);
+        assert_eq!(line.wait_for_room(), 7);
+    }
+}

@@ -1,0 +1,55 @@
+//! The benches, each with its load, its rows and what it is held against.
+
+mod ceiling;
+mod grid;
+mod replicate;
+
+use source::TopicSpec;
+
+use crate::Outcome;
+use crate::cli::Options;
+use crate::conditions::{Conditions, load_average};
+use crate::report::Report;
+
+/// A bench.
+pub struct Bench {
+    /// What it is called by.
+    pub name: &'static str,
+    /// What it shows.
+    pub line: &'static str,
+    /// Runs per row, unless told otherwise.
+    pub runs: usize,
+    /// Whether the product's binary is needed.
+    pub needs_product: bool,
+    /// Does it.
+    pub run: fn(&Bench, &Options) -> Outcome<Report>,
+}
+
+/// All of them.
+pub const ALL: &[Bench] = &[ceiling::BENCH, replicate::BENCH];
+
+/// Size of a record batch where nothing else is said.
+const BATCH_BYTES: usize = 64 << 10;
+
+impl Bench {
+    /// An empty report under the conditions of now.
+    fn report(&self, options: &Options, load: &str, ceiling: &str) -> Outcome<Report> {
+        let (folder, runs) = (&options.folder, options.runs);
+        Ok(Report {
+            bench: self.name.to_owned(),
+            title: self.line.to_owned(),
+            conditions: Conditions::here(folder, load, ceiling, runs, options.quick)?,
+            busy: [load_average(), String::new()],
+            rows: Vec::new(),
+            ratios: Vec::new(),
+            notes: Vec::new(),
+            panels: Vec::new(),
+        })
+    }
+}
+
+/// A topic of so many bytes in all, waiting in batches of 64 KiB.
+fn backlog(partitions: i32, bytes: u64) -> TopicSpec {
+    let batches = bytes / partitions.unsigned_abs() as u64 / BATCH_BYTES as u64;
+    TopicSpec::new("load", partitions, batches.max(1))
+}
