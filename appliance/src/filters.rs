@@ -11,6 +11,9 @@ use std::fmt;
 const NAME_LENGTH_MAX: usize = 249;
 /// Compiled size a pattern may have; expressions beyond it are a mistake or an attack.
 const REGEX_BYTES_MAX: usize = 1 << 20;
+/// Longest pattern, in bytes: on the way to its compiled form a class of characters takes thousands
+/// of times what its text does.
+const PATTERN_BYTES_MAX: usize = 1024;
 
 /// Include and exclude patterns.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,13 +65,19 @@ impl Pattern {
     fn new(text: &str) -> Result<Self, PatternError> {
         let error =
             |what: String, instead| PatternError { pattern: text.to_owned(), what, instead };
+        if text.len() > PATTERN_BYTES_MAX {
+            let what = format!("has more than {PATTERN_BYTES_MAX} bytes");
+            return Err(error(what, "several shorter patterns in the list"));
+        }
         if let Some(expression) = text.strip_prefix('/') {
             let Some(expression) = expression.strip_suffix('/') else {
                 let what = "starts a regular expression but does not end it".to_owned();
                 return Err(error(what, "close it with a slash: \"/eu-.*/\""));
             };
-            let whole = format!("^(?:{expression})$");
-            let compiled = RegexBuilder::new(&whole).size_limit(REGEX_BYTES_MAX).build();
+            let compile = |text: &str| RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build();
+            // By itself first: a group that `a)|(b` closes too often would close ours.
+            let compiled =
+                compile(expression).and_then(|_| compile(&format!("^(?:{expression})$")));
             return compiled.map(Pattern::Expression).map_err(|cause| {
                 let cause = cause.to_string();
                 let cause = cause.lines().last().unwrap_or_default().trim().to_owned();
@@ -176,6 +185,8 @@ mod tests {
             ("/(/", "regular expression"),
             ("a b", "no topic name"),
             ("/a{1000}{1000}{1000}/", "regular expression"),
+            ("/a)|(b/", "regular expression"),
+            (&format!("/{}/", r"\w".repeat(600)), "1024 bytes"),
         ] {
             let error = TopicFilter::new(&[pattern.to_owned()], &[]).expect_err(pattern);
             assert!(error.to_string().contains(what), "{error}");
