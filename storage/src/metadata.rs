@@ -6,6 +6,7 @@
 //! Blocking: a commit waits for the device. It is called from a thread of its own, never from a
 //! shard and never from the thread that answers the admin socket.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
@@ -43,6 +44,14 @@ pub enum MetadataError {
         /// What the database says.
         source: redb::Error,
     },
+    /// The database went astray in a garbled file.
+    #[error("the metadata store {path} is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the database stumbled over.
+        what: String,
+    },
     /// Written by other code.
     #[error(
         "the metadata store {path} has schema version {found}, this program knows {SCHEMA_VERSION}"
@@ -69,11 +78,17 @@ impl MetadataStore {
     pub fn open(path: &Path) -> Result<MetadataStore, MetadataError> {
         let path = path.to_owned();
         let wrong = |source: redb::Error| MetadataError::Database { path: path.clone(), source };
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path);
-        let database = database.map_err(|error| wrong(error.into()))?;
-        match prepare(&database).map_err(wrong)? {
-            SCHEMA_VERSION => Ok(MetadataStore { database, path }),
-            found => Err(MetadataError::Schema { path, found }),
+        // redb reads pages on trust and panics where a garbled one leads it: so every checksum is
+        // verified before anything is read, and a panic on the way is damage like any other.
+        let opened = catch_unwind(AssertUnwindSafe(|| open_verified(&path)));
+        let opened = opened.map_err(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let what = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+            MetadataError::Damaged { path: path.clone(), what: what.to_owned() }
+        })?;
+        match opened.map_err(wrong)? {
+            (database, SCHEMA_VERSION) => Ok(MetadataStore { database, path }),
+            (_, found) => Err(MetadataError::Schema { path, found }),
         }
     }
 
@@ -111,6 +126,8 @@ impl MetadataStore {
     fn write(&self, changes: &[Change]) -> Result<(), redb::Error> {
         let mut transaction = self.database.begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
+        // Else a commit that rots later is taken for one that was torn, and silently taken back.
+        transaction.set_two_phase_commit(true);
         {
             let mut table = transaction.open_table(RECORDS)?;
             for change in changes {
@@ -125,9 +142,20 @@ impl MetadataStore {
     }
 }
 
+/// Opens the database, verifies every page in use, makes the tables; the schema version found.
+fn open_verified(path: &Path) -> Result<(Database, u32), redb::Error> {
+    let mut database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+    if !database.check_integrity()? {
+        tracing::warn!(path = %path.display(), "the metadata store was repaired");
+    }
+    let found = prepare(&database)?;
+    Ok((database, found))
+}
+
 /// Makes the tables, so that reading never has to ask; the schema version found.
 fn prepare(database: &Database) -> Result<u32, redb::Error> {
-    let transaction = database.begin_write()?;
+    let mut transaction = database.begin_write()?;
+    transaction.set_two_phase_commit(true);
     transaction.open_table(RECORDS)?;
     let found = {
         let mut schema = transaction.open_table(SCHEMA)?;
@@ -175,6 +203,34 @@ mod tests {
         drop(store);
         let Err(error) = MetadataStore::open(&path) else { panic!("written by other code") };
         assert!(error.to_string().contains("version 9"), "{error}");
+    }
+
+    #[test]
+    fn a_garbled_page_is_damage_and_never_a_panic() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("metadata.redb");
+        let store = MetadataStore::open(&path).expect("a new store");
+        store.commit(&[set("link/a", "a value that can be found")]).expect("commit");
+        drop(store);
+        let whole = std::fs::read(&path).expect("the file");
+        let value = b"a value that can be found";
+        let mut damaged = 0;
+        for at in (0..whole.len()).filter(|&at| whole[at..].starts_with(value)) {
+            let mut garbled = whole.clone();
+            garbled[at] ^= 1;
+            std::fs::write(&path, &garbled).expect("garbled");
+            damaged += usize::from(MetadataStore::open(&path).is_err());
+        }
+        assert_eq!(damaged, 1, "the page in use is verified");
+        for page in (0..whole.len()).step_by(4096) {
+            let mut garbled = whole.clone();
+            garbled[page..page + 64].fill(b'x');
+            std::fs::write(&path, &garbled).expect("garbled");
+            // A page that nothing uses may be garbled without harm.
+            if let Ok(store) = MetadataStore::open(&path) {
+                assert_eq!(store.load().expect("records").len(), 1);
+            }
+        }
     }
 
     #[test]

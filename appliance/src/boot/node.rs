@@ -294,11 +294,13 @@ async fn open_store(
     found: &[FoundPartition],
 ) -> Result<(Store, std::thread::JoinHandle<()>, Stored), BootError> {
     let path = dir.join(OWN_FOLDER).join(METADATA);
-    if !path.exists() && !found.is_empty() {
+    // An empty file would become a new store.
+    let there = std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
+    if !there && !found.is_empty() {
         // Without it nobody knows which topics had failed over: fetching over those would destroy
         // the only copy.
         return Err(BootError::Metadata(format!(
-            "the metadata store {} is missing, but {} partitions are on the disks: bring the store \
+            "the metadata store {} is missing or empty, but {} partitions are on the disks: bring the store \
              back, or move the partitions' folders away to begin anew",
             path.display(),
             found.len()
