@@ -169,7 +169,7 @@ impl Recovery {
         let place = scanned.place;
         self.verdict.end = place;
         if let Stopped::Unreadable(reason) = &scanned.stopped {
-            return self.fail(place, trusted.max(place.bytes + 1), reason.clone());
+            return self.fail(place, trusted.max(place.bytes.saturating_add(1)), reason.clone());
         }
         if place.bytes < trusted {
             return self.fail(place, trusted, describe(&scanned.stopped));
@@ -183,7 +183,7 @@ impl Recovery {
         if let Some(next_base) = next.filter(|_| below_flushed) {
             // Its seal is gone, but what follows was flushed, so this one was finished.
             if next_base < place.offset || matches!(scanned.stopped, Stopped::Bad(_)) {
-                return self.fail(place, place.bytes + 1, describe(&scanned.stopped));
+                return self.fail(place, place.bytes.saturating_add(1), describe(&scanned.stopped));
             }
             self.verdict.reseal.push((base, next_base));
             self.verdict.sealed.push((base, place.bytes));
@@ -195,7 +195,11 @@ impl Recovery {
             return;
         }
         if self.found.lost && next.is_some() {
-            return self.fail(place, place.bytes + 1, "not sealed, yet not the last".to_owned());
+            return self.fail(
+                place,
+                place.bytes.saturating_add(1),
+                "not sealed, yet not the last".to_owned(),
+            );
         }
         self.end_here(place, file_bytes, &scanned.stopped);
     }
@@ -330,7 +334,7 @@ impl Recovery {
         let seal = self.found.segments[self.at].seal.as_ref().map(|seal| seal.next_offset);
         let end_offset = match flushed {
             Some(flushed) if flushed.segment == place.segment => flushed.offset,
-            _ => seal.or(next).unwrap_or(place.offset + 1),
+            _ => seal.or(next).unwrap_or(place.offset.saturating_add(1)),
         };
         self.fail_until(place, end_bytes, end_offset, reason);
     }
@@ -338,8 +342,8 @@ impl Recovery {
     fn fail_until(&mut self, place: Place, end_bytes: u64, end_offset: i64, reason: String) {
         self.verdict.corrupt = Some(Corrupt {
             segment: place.segment,
-            bytes: place.bytes..end_bytes.max(place.bytes + 1),
-            offsets: place.offset..end_offset.max(place.offset + 1),
+            bytes: place.bytes..end_bytes.max(place.bytes.saturating_add(1)),
+            offsets: place.offset..end_offset.max(place.offset.saturating_add(1)),
             reason,
         });
         // Damage changes nothing on disk.
