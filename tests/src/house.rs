@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::workspace_dir;
 
-/// Folder of each crate, and the crates of ours it may name. Nothing names `appliance`.
+/// Folder of each crate, and the crates of ours it may name. Nothing names `appliance` but the fuzz
+/// targets, to which it is one more parser.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("shards/ring", &[]),
     ("net", &["ring"]),
@@ -17,6 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("appliance", &["shards", "net", "storage", "ring", "tuning", "source"]),
     ("benches", &["shards", "net", "storage", "ring", "tuning", "source"]),
     ("tests", &["shards", "net", "storage", "ring", "tuning", "source"]),
+    ("tests/fuzz", &["understudy", "net", "storage"]),
 ];
 
 /// What the root holds, and must.

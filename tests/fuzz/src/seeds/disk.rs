@@ -1,0 +1,192 @@
+//! Batches as a producer makes them, and files as our own encoders write them.
+
+use ::storage::batch::{CHECKED_FROM, HEADER_BYTES, Header, OVERHEAD_BYTES};
+use ::storage::check::{Bounds, Checker};
+use ::storage::checkpoint::{Checkpoint, Entry, Replay};
+use ::storage::crc;
+use ::storage::index::{AbortedEntry, OffsetEntry, TimeEntry};
+use ::storage::names::LogId;
+use ::storage::position::Place;
+use ::storage::producers::Producers;
+use ::storage::seal::{Seal, Stride};
+use zerocopy::IntoBytes;
+
+use super::run;
+
+const TRANSACTIONAL: i16 = 0x10;
+const CONTROL: i16 = 0x20;
+
+/// A magic 2 batch.
+fn batch(base: i64, records: i32, epoch: i32, attributes: i16, body: &[u8]) -> Vec<u8> {
+    let producer = if attributes == 0 { -1 } else { 42 };
+    let header = Header {
+        base_offset: base.into(),
+        length: ((HEADER_BYTES - OVERHEAD_BYTES + body.len()) as i32).into(),
+        leader_epoch: epoch.into(),
+        magic: 2,
+        crc: 0.into(),
+        attributes: attributes.into(),
+        last_offset_delta: (records - 1).into(),
+        base_timestamp: (1000 + base).into(),
+        max_timestamp: (1000 + base).into(),
+        producer_id: producer.into(),
+        producer_epoch: 1.into(),
+        base_sequence: 0.into(),
+        record_count: records.into(),
+    };
+    let mut bytes = [header.as_bytes(), body].concat();
+    let crc = crc::crc32c(&bytes[CHECKED_FROM..]);
+    bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+/// The record of a transaction's marker.
+fn marker(aborted: bool) -> Vec<u8> {
+    let mut record = vec![0, 0, 0, 8, 0, 0, 0, u8::from(!aborted), 12, 0, 0, 0, 0, 0, 9, 0];
+    record.insert(0, (record.len() * 2) as u8);
+    record
+}
+
+/// A magic 0 or 1 message.
+fn message(magic: u8, offset: i64) -> Vec<u8> {
+    let mut checked = vec![magic, 0];
+    checked.extend((magic == 1).then_some(1000i64.to_be_bytes()).into_iter().flatten());
+    checked.extend_from_slice(&(-1i32).to_be_bytes());
+    checked.extend_from_slice(&3i32.to_be_bytes());
+    checked.extend_from_slice(b"old");
+    [
+        &offset.to_be_bytes()[..],
+        &(checked.len() as i32 + 4).to_be_bytes(),
+        &crc::crc32(&checked).to_be_bytes(),
+        &checked,
+    ]
+    .concat()
+}
+
+/// A log: plain, transactional, its marker, a gap, the next epoch.
+fn log() -> Vec<u8> {
+    [
+        batch(0, 3, 0, 0, b"records"),
+        batch(3, 2, 0, TRANSACTIONAL, b"more"),
+        batch(5, 1, 0, TRANSACTIONAL | CONTROL, &marker(true)),
+        batch(9, 1, 2, 0, &[1; 30]),
+    ]
+    .concat()
+}
+
+fn old_log() -> Vec<u8> {
+    [message(0, 0), message(1, 1), batch(2, 1, 0, 0, b"new")].concat()
+}
+
+pub fn batches() -> Vec<Vec<u8>> {
+    let seed = |head: [u8; 7], log: &[u8]| [&head[..], log].concat();
+    vec![
+        seed([0, 0, 1, 0, 0, 0, 0], &log()),
+        seed([1, 0, 2, 0, 10, 0, 2], &log()),
+        seed([0x1e, 0, 0, 1, 0, 0, 5], &log()),
+        seed([0, 0, 5, 0, 0, 0, 0], &old_log()),
+    ]
+}
+
+pub fn markers() -> Vec<Vec<u8>> {
+    vec![marker(true), marker(false)]
+}
+
+pub fn segments() -> Vec<Vec<u8>> {
+    let seed = |head: [u8; 5], log: &[u8]| [&head[..], log].concat();
+    vec![
+        seed([0, 0, 1, 0, 0], &log()),
+        seed([2, 0, 2, 9, 7], &log()),
+        seed([0, 0, 3, 0, 0], &[old_log(), vec![0; 100]].concat()),
+    ]
+}
+
+pub fn indexes() -> Vec<Vec<u8>> {
+    let offsets = [1u32, 2]
+        .map(|n| OffsetEntry { relative_offset: (n * 10).into(), position: (n * 5000).into() });
+    let times = TimeEntry { timestamp: 1000.into(), relative_offset: 7.into() };
+    let aborted = AbortedEntry {
+        version: 0.into(),
+        producer_id: 42.into(),
+        first_offset: 3.into(),
+        last_offset: 5.into(),
+        last_stable_offset: 6.into(),
+    };
+    vec![offsets.as_bytes().to_vec(), times.as_bytes().to_vec(), aborted.as_bytes().to_vec()]
+}
+
+pub fn producers() -> Vec<Vec<u8>> {
+    let mut producers = Producers::default();
+    let mut seeds = vec![[&[0][..], &producers.encode()].concat()];
+    let log = log();
+    let mut checker = Checker::new(0, None, 0, Bounds::local(1 << 20));
+    let mut rest = &log[..];
+    while let Some(batch) = checker.feed(rest).ok().and_then(|fed| fed.batch) {
+        rest = &rest[batch.bytes as usize..];
+        producers.append(&batch);
+        if !producers.is_empty() {
+            seeds.push([&[0][..], &producers.encode()].concat());
+        }
+    }
+    seeds
+}
+
+fn checkpoint_of(count: i32) -> Checkpoint {
+    let mut read = Checkpoint { boot: 3, sequence: 9, ..Checkpoint::default() };
+    for partition in 0..count {
+        let id = LogId { link: "prod".to_owned(), topic: "orders".to_owned(), partition };
+        let place = Place { segment: 0, bytes: 74, offset: 3 };
+        let entry = Entry {
+            topic_id: Some([7; 16]),
+            high_watermark: 10,
+            last_epoch: Some(2),
+            flushed: Place { segment: 10, bytes: 91, offset: 12 },
+            replay: Replay { place, ..Replay::segment_start(0, Some(0), partition == 1) },
+            doubtful: false,
+            ..Entry::UNKNOWN
+        };
+        read.entries.insert(id, entry);
+    }
+    read
+}
+
+pub fn checkpoints() -> Vec<Vec<u8>> {
+    [0, 1, 2].map(|count| [&[0][..], &checkpoint_of(count).encode()].concat()).into()
+}
+
+fn seal_at(base: i64) -> Seal {
+    let (bytes, next_offset) = (91, base + 10);
+    let strides = vec![Stride { end: bytes, crc: 5, next_offset }];
+    let bytes = bytes.into();
+    let index_bytes = [8, 12, 0];
+    Seal { base, bytes, next_offset, next_base: next_offset, index_bytes, crc: 5, strides }
+}
+
+pub fn seals() -> Vec<Vec<u8>> {
+    let empty = Seal { strides: Vec::new(), ..seal_at(7) };
+    vec![[&[0][..], &seal_at(0).encode()].concat(), [&[0][..], &empty.encode()].concat()]
+}
+
+/// As `recovery` reads them: flags, slot, segments, where an empty log begins, scans.
+pub fn recoveries() -> Vec<Vec<u8>> {
+    let segment = |base: i64, bytes: u32, seal: &[u8]| {
+        [&base.to_be_bytes()[..], &bytes.to_be_bytes(), &run(seal)].concat()
+    };
+    let whole = [0; 16];
+    let mut seeds = Vec::new();
+    for flags in 0..4 {
+        let mut seed = vec![flags];
+        seed.extend(run(&checkpoint_of(1).encode()));
+        seed.push(2);
+        seed.extend(segment(0, 91, &seal_at(0).encode()));
+        seed.extend(segment(10, 4096, &[]));
+        seed.push(0);
+        seed.extend(whole);
+        seeds.push(seed);
+    }
+    let mut seed = vec![0, 0, 0, 1];
+    seed.extend(segment(0, 500, &[]));
+    seed.extend([0, 1, 0, 0, 0, 60, 0, 4, 2]);
+    seeds.push(seed);
+    seeds
+}
