@@ -166,7 +166,7 @@ impl Node {
     ///
     /// # Errors
     /// It ends otherwise.
-    pub fn stop(mut self) -> Outcome {
+    pub fn stop(&mut self) -> Outcome {
         self.process.signal(Signal::SIGTERM)?;
         let ended = self.process.wait(STEP_LIMIT);
         ended.map_err(|error| format!("{error}\n{}", self.last_words()).into())
@@ -176,7 +176,7 @@ impl Node {
     ///
     /// # Errors
     /// It has ended before.
-    pub fn kill(mut self) -> Outcome {
+    pub fn kill(&mut self) -> Outcome {
         self.process.signal(Signal::SIGKILL)?;
         self.process.child().wait()?;
         Ok(())

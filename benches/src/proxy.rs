@@ -77,8 +77,9 @@ fn join(
     start(requests, from, onto, |_| {})?;
     let (advertised, instead) = (broker(to), broker(own));
     start(answers, server, client, move |bytes| {
-        let places = 0..(bytes.len() + 1).saturating_sub(advertised.len());
-        for at in places.filter(|_| bytes.len() <= CONTROL_BYTES_MAX).collect::<Vec<_>>() {
+        let head = bytes.len().min(HEAD_BYTES_MAX);
+        let places = 0..(head + 1).saturating_sub(advertised.len());
+        for at in places {
             if bytes[at..].starts_with(&advertised) {
                 bytes[at..at + instead.len()].copy_from_slice(&instead);
             }
@@ -86,8 +87,9 @@ fn join(
     })
 }
 
-/// Answers up to this size are looked into for addresses; records come in larger pieces.
-const CONTROL_BYTES_MAX: usize = 4 << 10;
+/// How far into a piece addresses are looked for: a metadata answer is a piece of its own, and
+/// begins with its brokers.
+const HEAD_BYTES_MAX: usize = 256;
 
 /// A broker in a metadata answer: its host as text, its port.
 fn broker(address: SocketAddr) -> Vec<u8> {

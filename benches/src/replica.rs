@@ -23,6 +23,7 @@ pub const RATE: &str = "GiB/s";
 pub const CPU: &str = "CPU-s/GiB";
 pub const USER: &str = "user s/GiB";
 pub const SYSTEM: &str = "system s/GiB";
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(90);
 const COPY_LIMIT: Duration = Duration::from_secs(600);
 
 /// What is replicated and how.
@@ -200,13 +201,7 @@ impl Replica {
                 Ok((before, after))
             }
             Window::Steady { time } => {
-                let partitions = self.partitions();
-                let caught_up = |view: &Value| {
-                    let near = |p: &Value| p["lag_records"].as_i64().is_some_and(|lag| lag <= 256);
-                    let near = |(_, p): &(&str, &Value)| near(p);
-                    all_partitions(view).filter(near).count() >= partitions * 9 / 10
-                };
-                running.node.wait_for("the source's end", poll, COPY_LIMIT, caught_up)?;
+                self.catch_up(running)?;
                 let before = running.moment()?;
                 std::thread::sleep(time);
                 Ok((before, running.moment()?))
@@ -222,12 +217,31 @@ impl Replica {
         }
     }
 
+    /// Waits until the node is where its growing source is, or nearly.
+    ///
+    /// # Errors
+    /// It never gets there: the source grows faster than the node copies.
+    pub fn catch_up(&self, running: &mut Running) -> Outcome {
+        let partitions = self.partitions();
+        let caught_up = |view: &Value| {
+            let near = |p: &Value| p["lag_records"].as_i64().is_some_and(|lag| lag <= 256);
+            all_partitions(view).filter(|(_, p)| near(p)).count() >= partitions / 10 * 9
+        };
+        let poll = Duration::from_millis(250);
+        running.node.wait_for("the source's end", poll, CATCH_UP_LIMIT, caught_up)?;
+        Ok(())
+    }
+
     /// All topics' partitions.
     pub fn partitions(&self) -> usize {
         self.topics.iter().map(|topic| topic.partitions.unsigned_abs() as usize).sum()
     }
 
-    fn backlog_bytes(&self) -> Outcome<u64> {
+    /// Bytes that wait at the source.
+    ///
+    /// # Errors
+    /// A topic is not generated.
+    pub fn backlog_bytes(&self) -> Outcome<u64> {
         let mut total = 0;
         for topic in &self.topics {
             let source::Content::Generated { batch_bytes, .. } = topic.content else {
@@ -242,7 +256,10 @@ impl Replica {
 
 impl Running {
     /// Waits, without asking the node anything, until it has written about so much.
-    fn await_written(&mut self, bytes: u64, total: u64) -> Outcome {
+    ///
+    /// # Errors
+    /// It ends first, or never gets there.
+    pub fn await_written(&mut self, bytes: u64, total: u64) -> Outcome {
         let begun = Instant::now();
         let pause = Duration::from_millis(2);
         while self.node.process().written_bytes()? < bytes.min(total) {
@@ -272,6 +289,14 @@ impl Running {
     /// A step fails, or the copy differs.
     pub fn finish(mut self) -> Outcome<u64> {
         self.source.kill()?;
+        self.finish_alone()
+    }
+
+    /// The same where the source is gone already.
+    ///
+    /// # Errors
+    /// A step fails, or the copy differs.
+    pub fn finish_alone(mut self) -> Outcome<u64> {
         drop(self.proxy.take());
         let poll = Duration::from_millis(100);
         let view = self.node.wait_for("the flush", poll, COPY_LIMIT, is_flushed)?;
@@ -312,7 +337,7 @@ pub fn received_bytes(view: &Value) -> u64 {
 }
 
 /// Whether what was received is written, of every partition.
-fn is_written(view: &Value) -> bool {
+pub fn is_written(view: &Value) -> bool {
     all_partitions(view).all(|(_, p)| p["written"].is_i64() && p["written"] == p["received"])
 }
 

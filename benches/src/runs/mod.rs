@@ -1,10 +1,18 @@
 //! The benches, each with its load, its rows and what it is held against.
 
 mod ceiling;
+mod failover;
 mod grid;
+mod lag;
+mod memory;
+mod partitions;
+mod records;
+mod recovery;
 mod replicate;
+mod roundtrip;
+mod shards;
 
-use source::TopicSpec;
+use source::{Growth, TopicSpec};
 
 use crate::Outcome;
 use crate::cli::Options;
@@ -26,7 +34,18 @@ pub struct Bench {
 }
 
 /// All of them.
-pub const ALL: &[Bench] = &[ceiling::BENCH, replicate::BENCH];
+pub const ALL: &[Bench] = &[
+    ceiling::BENCH,
+    replicate::BENCH,
+    partitions::BENCH,
+    records::BENCH,
+    lag::BENCH,
+    failover::BENCH,
+    recovery::BENCH,
+    memory::BENCH,
+    shards::BENCH,
+    roundtrip::BENCH,
+];
 
 /// Size of a record batch where nothing else is said.
 const BATCH_BYTES: usize = 64 << 10;
@@ -50,6 +69,19 @@ impl Bench {
 
 /// A topic of so many bytes in all, waiting in batches of 64 KiB.
 fn backlog(partitions: i32, bytes: u64) -> TopicSpec {
-    let batches = bytes / partitions.unsigned_abs() as u64 / BATCH_BYTES as u64;
-    TopicSpec::new("load", partitions, batches.max(1))
+    backlog_of(partitions, bytes, BATCH_BYTES, 64)
+}
+
+/// A topic of so many bytes in all, waiting in batches of that size with so many records.
+fn backlog_of(partitions: i32, bytes: u64, batch_bytes: usize, records: usize) -> TopicSpec {
+    let batches = bytes / u64::from(partitions.unsigned_abs()) / batch_bytes as u64;
+    TopicSpec::new("load", partitions, batches.max(1)).with_batches(1, batch_bytes, records)
+}
+
+/// A topic that grows at a rate, all partitions together, in batches of that size.
+fn growing(partitions: i32, bytes_per_second: f64, batch_bytes: usize) -> TopicSpec {
+    let records = (batch_bytes >> 10).max(1);
+    TopicSpec::new("load", partitions, 0)
+        .with_batches(1, batch_bytes, records)
+        .with_growth(Growth::rate_in_all(bytes_per_second, partitions))
 }

@@ -1,0 +1,171 @@
+//! `lag`: from a batch's birth at the source to its bytes on our disk.
+//!
+//! The source grows in batches evenly spaced, so that each batch's time of birth is known: the moment
+//! the source began, which it prints, and arithmetic. A probe waits for the birth of a batch of
+//! partition 0 and then reads, past the page cache, the last block of the place where the batch must
+//! appear in the copy's segment, again and again until it is no longer zero. What it finds is that
+//! the batch was received, checked and written: what a consumer of the copy could read. Each look
+//! takes some 0.1 ms, and the clock was read just before the source began: so the figure errs on the
+//! high side, by 0.1 to 0.3 ms.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use source::{Growth, TopicSpec};
+
+use super::grid::{Grid, Stages, best};
+use super::{BATCH_BYTES, Bench, growing};
+use crate::Outcome;
+use crate::cli::Options;
+use crate::conditions::{FileState, load_average};
+use crate::process::monotonic;
+use crate::progress::Progress;
+use crate::replica::{GIB, RATE, Replica, Running, Window};
+use crate::report::{Goal, Panel, Report, Row};
+use crate::sample::Sample;
+
+pub const BENCH: Bench = Bench {
+    name: "lag",
+    line: "ms from a batch's birth to its bytes on disk, at 10, 50 and 90 % of the ceiling",
+    runs: 3,
+    needs_product: true,
+    run,
+};
+
+const PARTITIONS: i32 = 16;
+const BLOCK: usize = 4096;
+/// The probe looks at the first segment only; before this position no segment rolls.
+const POSITION_MAX: u64 = 900 << 20;
+const P99: &str = "p99 ms";
+const BATCH_LIMIT: Duration = Duration::from_secs(20);
+/// Between two looks at different batches, so that the probe stays a small load.
+const PAUSE: Duration = Duration::from_millis(3);
+
+fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
+    let time = Duration::from_secs(options.unless_quick(6, 1));
+    let shares: &[(u32, bool)] = options.unless_quick(
+        &[(10, false), (50, false), (50, true), (90, false)],
+        &[(10, false), (50, true)],
+    );
+    let load = format!(
+        "a source growing at a share of the ceiling's rate in {PARTITIONS} partitions, batches of \
+         64 KiB evenly spaced; with a trickle: beside it 100 partitions of 200 B/s; up to {} s per \
+         run; one shard, 256 MiB",
+        time.as_secs()
+    );
+    let mut report = bench.report(options, &load, Grid::describe())?;
+    let mut progress = Progress::new(options.runs * (shares.len() + 2));
+    let mut grid = Grid::new(options, options.unless_quick(1 << 30, 128 << 20))?;
+    grid.add(Stages::Pipe, FileState::Fresh, 2)?;
+    for _ in 0..options.runs {
+        grid.round(|what| progress.next(what))?;
+    }
+    let ceiling = best(grid.rows(), FileState::Fresh, RATE)?.median(RATE)?;
+    drop(grid);
+
+    let mut rows: Vec<Row> = Vec::new();
+    for (percent, trickle) in shares {
+        let beside = if *trickle { " + trickle" } else { "" };
+        let name = format!("{percent} % of {ceiling:.2} GiB/s{beside}");
+        rows.push(Row::new(name, FileState::Fresh));
+    }
+    for _ in 0..options.runs {
+        for ((percent, trickle), row) in shares.iter().zip(&mut rows) {
+            progress.next(&row.name);
+            let rate = ceiling * GIB * f64::from(*percent) / 100.0;
+            let lags = once(rate, *trickle, time, options)?;
+            row.push("least ms", lags.min());
+            for p in [50.0, 90.0, 99.0] {
+                row.push(&format!("p{p} ms"), lags.percentile(p));
+            }
+            row.push("most ms", lags.max());
+            row.push("batches probed", lags.0.len() as f64);
+        }
+    }
+    progress.end();
+    for ((percent, _), row) in shares.iter().zip(&rows) {
+        let goal = (*percent == 50).then_some(Goal::AtMost(4.0));
+        report.state(&format!("p99 ms at {}", row.name), row.median(P99)?, goal);
+    }
+    report.rows = rows;
+    report.panels = vec![
+        Panel { unit: "p50 ms".into(), line: None },
+        Panel { unit: P99.into(), line: Some((4.0, "goal at 50 %".into())) },
+    ];
+    report.notes.push(
+        "lag of partition 0, from the batch's birth by the source's own arithmetic until the probe's \
+         direct read finds its last block; read so often, it errs by 0.1 to 0.3 ms on the high side"
+            .into(),
+    );
+    report.busy[1] = load_average();
+    Ok(report)
+}
+
+fn once(rate: f64, trickle: bool, time: Duration, options: &Options) -> Outcome<Sample> {
+    let mut topics = vec![growing(PARTITIONS, rate, BATCH_BYTES)];
+    if trickle {
+        let beside = TopicSpec::new("trickle", 100, 0).with_batches(2, 200, 1);
+        topics.push(beside.with_growth(Growth::rate(200.0)));
+    }
+    let replica = Replica::new(topics, Window::Steady { time });
+    let mut running = replica.start(options)?;
+    replica.catch_up(&mut running)?;
+    let segment = running.setup.link_dir().join("load-0").join("00000000000000000000.log");
+    let core = options.source_core();
+    let lags = std::thread::scope(|scope| {
+        let probe = scope.spawn(|| {
+            core_affinity::set_for_current(core_affinity::CoreId { id: core });
+            probe(&running, &segment, rate, time).map_err(|error| error.to_string())
+        });
+        probe.join().map_err(|_| "the probe panicked")?
+    })?;
+    running.finish()?;
+    Ok(Sample(lags))
+}
+
+/// Lags of batches of partition 0, ms.
+fn probe(running: &Running, segment: &Path, rate: f64, time: Duration) -> Outcome<Vec<f64>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(segment)?;
+    let seconds = BATCH_BYTES as f64 / (rate / f64::from(PARTITIONS));
+    // The source counts in whole nanoseconds.
+    let interval = Duration::from_secs_f64(seconds).as_nanos() as f64 / 1e9;
+    let until = Instant::now() + time;
+    let mut block = AlignedBlock([0; BLOCK]);
+    let mut lags = Vec::new();
+    while Instant::now() < until {
+        let elapsed = monotonic()? - running.source.begun;
+        let ordinal = (elapsed / interval).ceil();
+        let end = (ordinal as u64) * BATCH_BYTES as u64;
+        if end > POSITION_MAX {
+            break;
+        }
+        let birth = running.source.begun + ordinal * interval;
+        let wait = birth - monotonic()?;
+        if wait > 0.0 {
+            std::thread::sleep(Duration::from_secs_f64(wait));
+        }
+        let limit = Instant::now() + BATCH_LIMIT;
+        while !is_there(&file, end, &mut block)? {
+            if Instant::now() > limit {
+                return Err(format!("the batch that ends at {end} does not come").into());
+            }
+        }
+        lags.push((monotonic()? - birth) * 1e3);
+        std::thread::sleep(PAUSE);
+    }
+    match lags.is_empty() {
+        true => Err("no batch was probed: the first segment was full too soon".into()),
+        false => Ok(lags),
+    }
+}
+
+#[repr(align(4096))]
+struct AlignedBlock([u8; BLOCK]);
+
+/// Whether the block before `end` holds anything: prepared space reads as zeros.
+fn is_there(file: &File, end: u64, block: &mut AlignedBlock) -> Outcome<bool> {
+    let bytes = file.read_at(&mut block.0, end - BLOCK as u64)?;
+    Ok(bytes == BLOCK && block.0.iter().any(|byte| *byte != 0))
+}
