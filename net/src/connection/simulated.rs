@@ -262,7 +262,7 @@ fn run(seed: u64, faults: Faults, newest: i16) -> usize {
     sim.spawn_on(source, Share::Serve, serve(address, newest)).detach();
     let shard = sim.executor(Config::small());
     let connects = sim.run_on(shard, read_all(address));
-    assert_eq!(sim.stop(shard).used, 0, "memory is left over");
+    assert_eq!(sim.stop(shard).memory.used, 0, "memory is left over");
     connects
 }
 
