@@ -300,6 +300,16 @@ impl Partition {
         self.source.set(source);
     }
 
+    /// Follows the source's log start as last heard. One beyond our end is a gap and is not
+    /// stepped over here.
+    pub fn follow_start(&self) {
+        if let (Some(log), Some(start)) = (self.log(), self.source.get().start)
+            && start <= log.positions().received.0.offset
+        {
+            log.advance_start(start);
+        }
+    }
+
     /// Notes whether we have all the source had when an answer was sent.
     pub fn note_lag(&self, heard_ms: i64) {
         let mut source = self.source.get();

@@ -245,7 +245,7 @@ impl Fetcher {
             let Some(log) = partition.log() else { continue };
             let ours = log.positions().received.0.offset;
             match classify(ours, start, end) {
-                OutOfRange::InRange => self.want(key),
+                OutOfRange::InRange => self.in_range(key, start),
                 OutOfRange::Gap { source_start } => {
                     self.source_gap(key, &partition, &log, source_start);
                 }
@@ -267,6 +267,18 @@ impl Fetcher {
             self.wait_and_retry(key, reason);
         }
         Ok(())
+    }
+
+    /// The range has moved, or it is our last batch that the source no longer has: then there is
+    /// nothing to compare.
+    fn in_range(&mut self, key: u32, source_start: i64) {
+        if let Some(Some(member)) = self.members.get(key as usize)
+            && let Stage::Comparing { ours, .. } = &member.stage
+            && ours.base_offset < source_start
+        {
+            return self.settle_comparison(key);
+        }
+        self.want(key);
     }
 
     /// The source no longer has what comes next.

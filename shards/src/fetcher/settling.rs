@@ -62,7 +62,7 @@ impl Fetcher {
         }
     }
 
-    fn settle_comparison(&mut self, key: u32) {
+    pub(super) fn settle_comparison(&mut self, key: u32) {
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
         let Stage::Comparing { ours, theirs } = &member.stage else { return };
         let compared = compare(ours, theirs);
@@ -75,6 +75,7 @@ impl Fetcher {
                 partition.succeeded(now_ms);
                 // An idle partition may not be mentioned again: what was heard has to serve.
                 partition.note_lag(now_ms);
+                partition.follow_start();
                 self.want(key);
             }
             Compared::Different => {
