@@ -8,6 +8,9 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// Problems listed; a file with more of them is no configuration at all.
+const PROBLEMS_MAX: usize = 100;
+
 /// The text being read and the problems found so far.
 pub struct File<'t> {
     text: &'t str,
@@ -27,10 +30,17 @@ impl<'t> File<'t> {
         what: impl Into<String>,
         instead: impl Into<String>,
     ) {
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() > PROBLEMS_MAX {
+            return;
+        }
         let before = self.text.as_bytes().iter().take(at.start);
         let line = 1 + before.filter(|byte| **byte == b'\n').count();
-        let (key, what, instead) = (key.into(), what.into(), instead.into());
-        self.problems.borrow_mut().push(Problem { line, key, what, instead });
+        let (key, what, instead) = match problems.len() {
+            PROBLEMS_MAX => (String::new(), "there are more problems".to_owned(), String::new()),
+            _ => (key.into(), what.into(), instead.into()),
+        };
+        problems.push(Problem { line, key, what, instead });
     }
 
     /// Notes what the TOML parser complains of.

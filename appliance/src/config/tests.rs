@@ -119,6 +119,14 @@ fn all_mistakes_come_at_once_and_in_order() {
 }
 
 #[test]
+fn the_list_of_mistakes_ends() {
+    let unknown: String = (0..5000).map(|n| format!("key{n} = 1\n")).collect();
+    let problems = problems(&format!("{unknown}{GOOD}"));
+    assert_eq!(problems.len(), 101);
+    assert_eq!(problems.iter().filter(|p| p.what == "there are more problems").count(), 1);
+}
+
+#[test]
 fn two_links_of_one_name_are_refused() {
     let text = format!("{GOOD}\n[[link]]\nname = \"prod\"\nbootstrap_servers = [\"b:1\"]\n");
     assert!(problems(&text)[0].what.contains("two links"));
