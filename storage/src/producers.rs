@@ -28,6 +28,9 @@ pub enum SnapshotError {
     /// Its checksum does not match.
     #[error("the producer snapshot's CRC does not match")]
     Crc,
+    /// A producer, or the start of a transaction, stands in it twice.
+    #[error("the producer snapshot has an entry twice")]
+    Twice,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -187,21 +190,20 @@ impl Producers {
         for entry in encoded {
             let (id, first) = (entry.producer_id.get(), entry.transaction_first_offset.get());
             let transaction = (first >= 0).then_some(first);
-            if let Some(first) = transaction {
-                producers.open.insert(first, id);
+            let entry = Entry {
+                epoch: entry.producer_epoch.get(),
+                last_sequence: entry.last_sequence.get(),
+                last_offset: entry.last_offset.get(),
+                offset_delta: entry.offset_delta.get(),
+                timestamp: entry.timestamp.get(),
+                coordinator_epoch: entry.coordinator_epoch.get(),
+                transaction,
+            };
+            // Else a transaction could stay open that no producer can end.
+            let known = producers.entries.insert(id, entry).is_some();
+            if known || transaction.is_some_and(|at| producers.open.insert(at, id).is_some()) {
+                return Err(SnapshotError::Twice);
             }
-            producers.entries.insert(
-                id,
-                Entry {
-                    epoch: entry.producer_epoch.get(),
-                    last_sequence: entry.last_sequence.get(),
-                    last_offset: entry.last_offset.get(),
-                    offset_delta: entry.offset_delta.get(),
-                    timestamp: entry.timestamp.get(),
-                    coordinator_epoch: entry.coordinator_epoch.get(),
-                    transaction,
-                },
-            );
         }
         Ok(producers)
     }
@@ -276,6 +278,18 @@ mod tests {
         assert_eq!(producers.first_open(), None);
         // A marker without a transaction decides nothing.
         assert!(feed(&mut producers, &testing::marker(11, 0, 8, 1, true)).is_none());
+    }
+
+    #[test]
+    fn a_snapshot_that_has_an_entry_twice_is_refused() {
+        let mut producers = Producers::default();
+        feed(&mut producers, &data(0, 7, 0, true));
+        let mut bytes = producers.encode();
+        bytes.extend_from_within(size_of::<SnapshotHeader>()..);
+        bytes[9] = 2;
+        let crc = crc::crc32c(&bytes[CRC_COVERS_FROM..]);
+        bytes[2..6].copy_from_slice(&crc.to_be_bytes());
+        assert_eq!(Producers::decode(&bytes), Err(SnapshotError::Twice));
     }
 
     #[test]
