@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ const STACK_BYTES: usize = 128 << 10;
 pub struct Proxy {
     address: SocketAddr,
     stopping: Arc<AtomicBool>,
+    delivered_bytes: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -34,6 +35,8 @@ impl Proxy {
         let address = listener.local_addr()?;
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);
+        let delivered_bytes = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&delivered_bytes);
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 if stop.load(Ordering::Relaxed) {
@@ -41,10 +44,16 @@ impl Proxy {
                 }
                 let Ok(client) = client else { continue };
                 let Ok(server) = TcpStream::connect(to) else { continue };
-                let _ = join(client, server, round_trip / 2, window, (to, address));
+                let answers = Line::new(round_trip / 2, window, Arc::clone(&counter));
+                let _ = join(client, server, answers, (to, address));
             }
         });
-        Ok(Proxy { address, stopping })
+        Ok(Proxy { address, stopping, delivered_bytes })
+    }
+
+    /// Bytes of answers handed on so far, on all connections.
+    pub fn delivered_bytes(&self) -> u64 {
+        self.delivered_bytes.load(Ordering::Relaxed)
     }
 
     /// Where it listens.
@@ -65,18 +74,16 @@ impl Drop for Proxy {
 fn join(
     client: TcpStream,
     server: TcpStream,
-    delay: Duration,
-    window: usize,
+    answers: Line,
     (to, own): (SocketAddr, SocketAddr),
 ) -> Outcome {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let requests = Arc::new(Line::new(delay, window));
-    let answers = Arc::new(Line::new(delay, window));
+    let requests = Line::new(answers.delay, answers.window, Arc::default());
     let (from, onto) = (client.try_clone()?, server.try_clone()?);
-    start(requests, from, onto, |_| {})?;
+    start(Arc::new(requests), from, onto, |_| {})?;
     let (advertised, instead) = (broker(to), broker(own));
-    start(answers, server, client, move |bytes| {
+    start(Arc::new(answers), server, client, move |bytes| {
         let head = bytes.len().min(HEAD_BYTES_MAX);
         let places = 0..(head + 1).saturating_sub(advertised.len());
         for at in places {
@@ -127,7 +134,8 @@ fn start(
             writing.arrived(bytes.len());
         }
         let _ = onto.shutdown(Shutdown::Both);
-        writing.arrived(usize::MAX);
+        // Whoever waits for room finds it, reads the end, and goes.
+        writing.release();
     })?;
     Ok(())
 }
@@ -136,6 +144,7 @@ fn start(
 struct Line {
     delay: Duration,
     window: usize,
+    arrived_bytes: Arc<AtomicU64>,
     state: Mutex<Traffic>,
     changed: Condvar,
 }
@@ -151,8 +160,9 @@ struct Traffic {
 }
 
 impl Line {
-    fn new(delay: Duration, window: usize) -> Line {
-        Line { delay, window, state: Mutex::default(), changed: Condvar::new() }
+    fn new(delay: Duration, window: usize, arrived_bytes: Arc<AtomicU64>) -> Line {
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        Line { delay, window, arrived_bytes, state, changed }
     }
 
     fn lock(&self) -> MutexGuard<'_, Traffic> {
@@ -210,7 +220,13 @@ impl Line {
         }
     }
 
+    fn release(&self) {
+        self.lock().acknowledged.push_back((Instant::now(), usize::MAX));
+        self.changed.notify_all();
+    }
+
     fn arrived(&self, bytes: usize) {
+        self.arrived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.lock().acknowledged.push_back((Instant::now() + self.delay, bytes));
         self.changed.notify_all();
     }
@@ -245,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_full_window_waits_for_its_acknowledgement() {
-        let line = Line::new(Duration::ZERO, 10);
+        let line = Line::new(Duration::ZERO, 10, Arc::default());
         line.enter(vec![0; 7]);
         assert_eq!(line.wait_for_room(), 3);
         line.enter(vec![0; 3]);

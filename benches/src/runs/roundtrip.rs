@@ -24,14 +24,14 @@ const CONNECTIONS_MAX: u32 = 256;
 const PARTITIONS: i32 = 256;
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
-    let trips_ms: &[u64] = options.unless_quick(&[0, 20, 100, 200], &[0, 20]);
-    let after = Duration::from_secs(options.unless_quick(20, 1));
-    let time = Duration::from_secs(options.unless_quick(5, 1));
+    let trips_ms: &[u64] = options.unless_quick(&[0, 20, 100, 200], &[0, 5]);
+    let after = Duration::from_millis(options.unless_quick(20_000, 300));
+    let time = Duration::from_millis(options.unless_quick(5000, 300));
     let load = format!(
         "a backlog in {PARTITIONS} partitions, at most {CONNECTIONS_MAX} connections, one shard; \
-         {} s measured after {} s in which connections are added",
-        time.as_secs(),
-        after.as_secs()
+         {} ms measured after {} ms in which connections may be added (a tenth of that at 0 ms)",
+        time.as_millis(),
+        after.as_millis()
     );
     let ceiling = "a full window per round trip on all connections allowed, and the rate at 0 ms";
     let mut report = bench.report(options, &load, ceiling)?;
@@ -42,6 +42,7 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
         for (ms, row) in &mut rows {
             progress.next(&row.name);
             let topic = backlog(PARTITIONS, 64 << 30);
+            let after = if *ms == 0 { after / 10 } else { after };
             let mut replica = Replica::new(vec![topic], Window::Part { after, time });
             replica.connections_max = CONNECTIONS_MAX;
             replica.proxy = Some((Duration::from_millis(*ms), WINDOW_BYTES));
