@@ -201,8 +201,11 @@ impl Inner {
         for piece in self.active.chain.pieces(total) {
             let mut rest = piece;
             while !rest.is_empty() {
-                let lease = chain.lend(total, |bytes| memory.take(bytes, id));
-                let mut lease = lease.ok_or(AppendError::NoMemory)?;
+                let Some(mut lease) = chain.lend(total, |bytes| memory.take(bytes, id)) else {
+                    // Or the log would go on behind a batch that it does not have.
+                    self.checker.take_back();
+                    return Err(AppendError::NoMemory);
+                };
                 let count = rest.len().min(lease.len());
                 lease[..count].copy_from_slice(&rest[..count]);
                 rest = &rest[count..];

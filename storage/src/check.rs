@@ -154,6 +154,8 @@ pub struct Checker {
     body: Option<Body>,
     /// CRC-32C over all bytes of the magic 0 or 1 message that ended last.
     legacy_file_crc: u32,
+    /// What it was before the batch that ended last.
+    before: (i64, Option<i64>, Option<i32>, u64),
 }
 
 /// An entry whose head is complete and believed.
@@ -184,6 +186,7 @@ impl Checker {
             head_bytes: 0,
             body: None,
             legacy_file_crc: 0,
+            before: (expected, None, last_epoch, position),
         }
     }
 
@@ -218,6 +221,12 @@ impl Checker {
     pub fn rewind(&mut self) {
         self.head_bytes = 0;
         self.body = None;
+    }
+
+    /// The batch that ended last could not be kept: it is expected again.
+    pub fn take_back(&mut self) {
+        assert!(!self.in_batch(), "nothing has begun behind it");
+        (self.expected, self.straddle_from, self.last_epoch, self.position) = self.before;
     }
 
     /// The next base offset must not be below this.
@@ -439,6 +448,7 @@ impl Checker {
         if batch.control {
             batch.marker = batch::parse_marker(&body.records[..body.records_bytes]);
         }
+        self.before = (self.expected, self.straddle_from, self.last_epoch, self.position);
         self.expected = batch.next_offset();
         self.straddle_from = None;
         self.position += u64::from(batch.bytes);

@@ -159,6 +159,38 @@ fn segments_roll_and_every_byte_stays() {
 }
 
 #[test]
+fn no_memory_for_a_new_segment_makes_no_hole() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let store = store(&path).await;
+        let settings = LogSettings { segment_bytes: 20_000, ..LogSettings::default() };
+        let (log, _) = open(&store, settings).await;
+        respond(&log, &testing::run(0..3, 5000), 10_000).unwrap();
+        let batch = testing::run(3..4, 5000);
+        assert!(log.reserve(batch.len()));
+        log.begin(LIMITS);
+        let mut lease = log.lend(batch.len()).expect("memory");
+        let count = batch.len().min(lease.len());
+        lease[..count].copy_from_slice(&batch[..count]);
+        let hog = || ring::try_lease(ring::BLOCK, ring::Class::Control);
+        let mut hogged: Vec<_> = std::iter::from_fn(hog).collect();
+        let mut result = log.filled(lease, count);
+        if result.is_ok() {
+            // The batch did not fit one lease: its rest finds no memory at all, or a last chunk.
+            result = log.copy_in(&batch[count..]).map(drop);
+        }
+        assert_eq!(result, Err(AppendError::NoMemory));
+        log.end().unwrap();
+        assert_eq!(log.positions().received.0.offset, 3);
+        hogged.clear();
+        respond(&log, &testing::run(3..8, 5000), 10_000).unwrap();
+        store.close().await;
+        assert_eq!(read_log(&path), testing::run(0..8, 5000));
+    });
+}
+
+#[test]
 fn a_bad_batch_is_refused_and_what_was_before_it_kept() {
     let dir = disk();
     let path = dir.path().to_owned();
