@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use ring::{Class, File, OpenOptions};
+use ring::{BLOCK, Class, File, Lease, OpenOptions};
 
 use crate::batch::Batch;
 use crate::check::{AppendError, Bounds, Checker};
@@ -43,7 +43,7 @@ pub async fn scan(
         Err(error) => return unreadable(from.place, error),
     };
     let mut at = from.place.bytes;
-    let mut buffer = ring::lease(SCAN_BYTES, Class::Control).await;
+    let mut buffer = lease_of_any_size(SCAN_BYTES).await;
     while at < to_bytes {
         let (result, back) = file.read_at(at, buffer).await;
         buffer = back;
@@ -59,6 +59,19 @@ pub async fn scan(
         ring::yield_now().await;
     }
     reader.end()
+}
+
+/// Memory of so many bytes, or of fewer when there is little: what frees memory (sealing, saving)
+/// must not wait for a large piece of it.
+pub async fn lease_of_any_size(bytes: usize) -> Lease {
+    let mut size = bytes;
+    while size > BLOCK {
+        if let Some(lease) = ring::try_lease(size, Class::Control) {
+            return lease;
+        }
+        size /= 2;
+    }
+    ring::lease(BLOCK, Class::Control).await
 }
 
 /// The scan without its I/O: bytes in, in pieces of any size, batches out.

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ring::{Class, File, Gather, OpenOptions};
+use ring::{File, Gather, OpenOptions};
 
 use crate::checkpoint::Replay;
 use crate::index::IndexBytes;
@@ -12,7 +12,7 @@ use crate::limits::CONTROL_FILE_BYTES_MAX;
 use crate::log::{Log, LogError, LogState};
 use crate::names::{EPOCHS_FILE, Kind, PREPARED_FILE};
 use crate::recovery::{Corrupt, Stopped};
-use crate::scan::scan;
+use crate::scan::{lease_of_any_size, scan};
 use crate::seal::{Ends, Seal, SealBuilder, Stride};
 use crate::segment::Finished;
 use crate::volume::is_full;
@@ -325,8 +325,11 @@ pub async fn remove(path: &Path) -> Result<(), LogError> {
 pub async fn append_file(path: &Path, position: u64, bytes: &[u8]) -> io::Result<()> {
     let file = File::open(path, OpenOptions::READ_WRITE).await?;
     let mut at = position;
-    for chunk in bytes.chunks(SIDE_WRITE_BYTES) {
-        let mut lease = ring::lease(chunk.len(), Class::Control).await;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let mut lease = lease_of_any_size(rest.len().min(SIDE_WRITE_BYTES)).await;
+        let (chunk, behind) = rest.split_at(rest.len().min(lease.len()));
+        rest = behind;
         lease[..chunk.len()].copy_from_slice(chunk);
         let (mut slice, _) = lease.freeze(chunk.len());
         while !slice.is_empty() {
