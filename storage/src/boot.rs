@@ -181,7 +181,7 @@ fn read_checkpoints(data_dir: &Path, has_partitions: bool) -> Result<Merged, Boo
         let file = file.map_err(io)?;
         let name = file.file_name().into_string().unwrap_or_default();
         if is_checkpoint(&name) {
-            files.push((name, fs::read(file.path()).map_err(io)?));
+            files.push(read_slot(name, fs::read(file.path())));
         }
     }
     Ok(merge_files(files, has_partitions))
@@ -189,6 +189,16 @@ fn read_checkpoints(data_dir: &Path, has_partitions: bool) -> Result<Merged, Boo
 
 fn is_checkpoint(name: &str) -> bool {
     name.starts_with(CHECKPOINT) && !name.ends_with(".new")
+}
+
+/// A slot that cannot be read is as good as a torn one: the power loss that tore it may have left
+/// it unreadable, and the node has to start.
+fn read_slot(name: String, bytes: io::Result<Vec<u8>>) -> (String, Vec<u8>) {
+    let bytes = bytes.unwrap_or_else(|error| {
+        tracing::warn!(file = name, %error, "a checkpoint cannot be read");
+        Vec::new()
+    });
+    (name, bytes)
 }
 
 const CHECKPOINT: &str = "checkpoint-";

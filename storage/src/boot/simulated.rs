@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{
     BASE, Boot, BootError, CHECKPOINT, Directory, Inner, Merged, is_checkpoint, merge_files,
+    read_slot,
 };
 use crate::checkpoint::Checkpoint;
 use crate::inventory::FoundPartition;
@@ -77,7 +78,7 @@ async fn read_checkpoints(data_dir: &Path, has_partitions: bool) -> Result<Merge
         let name = entry.name.into_string().unwrap_or_default();
         if is_checkpoint(&name) {
             let bytes = ring::fs::read(own.join(&name), CONTROL_FILE_BYTES_MAX).await;
-            files.push((name, bytes.map_err(io)?));
+            files.push(read_slot(name, bytes));
         }
     }
     Ok(merge_files(files, has_partitions))
