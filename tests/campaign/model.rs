@@ -1,0 +1,286 @@
+//! What must be there and what may be there: a partition's source through its whole history, and
+//! the comparison of a copy with it.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ring::sim::Disk;
+use shards::control::PartitionKey;
+use source::PartitionLog;
+use storage::checkpoint::Checkpoint;
+use storage::names::{Kind, LogId, OWN_FOLDER, parse_file};
+use storage::seal::Seal;
+
+/// The data directory of every world.
+pub const DATA: &str = "/data";
+
+/// One partition, as somebody who sees everything knows it.
+#[derive(Debug)]
+pub struct Model {
+    /// Which.
+    pub key: PartitionKey,
+    /// What the source held before each loss of its tail, oldest first.
+    pub before: Vec<PartitionLog>,
+    /// Where it was cut, as long as the copy may still have to follow.
+    pub open_cuts: Vec<i64>,
+    /// Reported flushed: must be there whatever happens.
+    pub floor: i64,
+    /// What was reported flushed in this process's life.
+    pub flushed: i64,
+    /// Ranges reported as lost at the source.
+    pub gaps: Vec<Range<i64>>,
+    /// Bits turned.
+    pub flips: Vec<Flip>,
+}
+
+/// A bit that was turned in a file.
+#[derive(Clone, Debug)]
+pub struct Flip {
+    /// The segment.
+    pub path: PathBuf,
+    /// Which byte of it.
+    pub at: usize,
+    /// What the byte was.
+    pub was: u8,
+}
+
+/// A copy that is as it may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Compared {
+    /// Its end.
+    pub end: i64,
+    /// Bytes held against the source's.
+    pub bytes: u64,
+    /// Bits that are turned in it.
+    pub flips: usize,
+}
+
+impl Model {
+    /// A partition that nothing is known of.
+    pub fn new(key: PartitionKey) -> Model {
+        Model {
+            key,
+            before: Vec::new(),
+            open_cuts: Vec::new(),
+            floor: 0,
+            flushed: 0,
+            gaps: Vec::new(),
+            flips: Vec::new(),
+        }
+    }
+
+    /// A flushed end was reported.
+    pub fn reported(&mut self, flushed: i64, log_start: i64) -> Result<(), String> {
+        if flushed < self.flushed && self.open_cuts.is_empty() {
+            let before = self.flushed;
+            return Err(format!("{}: flushed went back from {before} to {flushed}", self.key));
+        }
+        self.flushed = flushed;
+        if flushed <= log_start {
+            return Ok(()); // no record of its own is promised
+        }
+        let sure = self.open_cuts.iter().copied().min().unwrap_or(i64::MAX);
+        self.floor = self.floor.max(flushed.min(sure));
+        Ok(())
+    }
+
+    /// The source lost what it had from `at` on, and the copy may have to follow.
+    pub fn lost(&mut self, before: PartitionLog, at: i64) {
+        // There may be a gap before the cut: what is sure ends with the last record.
+        let whole = before.batches_from(before.log_start()).take_while(|b| b.next_offset <= at);
+        let sure = whole.last().map_or(before.log_start(), |batch| batch.next_offset);
+        self.before.push(before);
+        self.open_cuts.push(sure);
+    }
+
+    /// The copy may be cut: what was reported beyond the cuts need not stay.
+    pub fn allow_cuts(&mut self) {
+        if let Some(cut) = self.open_cuts.iter().copied().min() {
+            self.floor = self.floor.min(cut);
+        }
+    }
+
+    fn id(&self) -> LogId {
+        LogId {
+            link: self.key.link.to_string(),
+            topic: self.key.topic.to_string(),
+            partition: self.key.partition,
+        }
+    }
+
+    /// Up to where the disk itself knows that it was flushed: damage below is told from torn
+    /// writes.
+    pub fn checkpointed(&self, disk: &Disk) -> i64 {
+        let files = disk.files(Path::new(DATA).join(OWN_FOLDER)).unwrap_or_default();
+        let checkpoints = files.into_iter().filter_map(|(path, _)| {
+            let name = path.file_name()?.to_str()?;
+            let of_it = name.starts_with("checkpoint-") && !name.ends_with(".new");
+            Checkpoint::decode(&disk.read_file(&path).filter(|_| of_it)?).ok()
+        });
+        let entries = checkpoints.filter_map(|checkpoint| {
+            let entry = checkpoint.entries.get(&self.id())?;
+            Some((checkpoint.boot, checkpoint.sequence, entry.flushed.offset))
+        });
+        entries.max().map_or(0, |(_, _, flushed)| flushed)
+    }
+
+    /// Its segments on a disk, oldest first.
+    pub fn segments(&self, disk: &Disk) -> Vec<(i64, PathBuf, Vec<u8>)> {
+        let folder = self.id().folder(Path::new(DATA));
+        let files = disk.files(&folder).unwrap_or_default();
+        let segment = |(path, _): (PathBuf, u64)| {
+            let (base, kind) = parse_file(path.file_name()?.to_str()?)?;
+            let bytes = (kind == Kind::Log).then(|| disk.read_file(&path)).flatten()?;
+            Some((base, path, bytes))
+        };
+        files.into_iter().filter_map(segment).collect()
+    }
+
+    /// Holds the copy on a disk, up to `limit`, against everything the source ever was. With
+    /// `exactly`, nothing may lie behind it.
+    pub fn compare(
+        &mut self,
+        disk: &Disk,
+        now: &PartitionLog,
+        limit: i64,
+        exactly: bool,
+    ) -> Result<Compared, String> {
+        let segments = self.segments(disk);
+        let current = self.compare_with(&segments, now, limit, exactly);
+        let error = match current {
+            Ok(compared) => {
+                // It is on the source's present way: nothing of it has to be cut any more.
+                let cut = self.open_cuts.iter().copied().max().unwrap_or(i64::MIN);
+                if compared.end > cut || compared.end >= now.end_offset() {
+                    self.open_cuts.clear();
+                }
+                return Ok(compared);
+            }
+            Err(error) => error,
+        };
+        for before in self.before.iter().rev() {
+            if let Ok(compared) = self.compare_with(&segments, before, limit, exactly) {
+                return Ok(compared);
+            }
+        }
+        let gaps = &self.gaps;
+        Err(format!("{}: {error} (nor is it what the source was before; gaps {gaps:?})", self.key))
+    }
+
+    /// Holds a copy against one log.
+    pub fn compare_with(
+        &self,
+        segments: &[(i64, PathBuf, Vec<u8>)],
+        log: &PartitionLog,
+        limit: i64,
+        exactly: bool,
+    ) -> Result<Compared, String> {
+        let mut result = Compared { end: 0, bytes: 0, flips: 0 };
+        let mut previous = None;
+        let mut expected = Vec::new();
+        for (base, path, bytes) in segments {
+            if previous.is_none() {
+                result.end = *base;
+            }
+            let mut at = 0;
+            while bytes.len() >= at + 12 && bytes[at..at + 12].iter().any(|byte| *byte != 0) {
+                if result.end >= limit {
+                    if exactly {
+                        return Err(format!("{} goes on behind {limit}", path.display()));
+                    }
+                    return Ok(result);
+                }
+                let found = i64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+                let mut next = match &previous {
+                    None => log.batch_at(*base),
+                    Some(previous) => log.batch_after(previous),
+                };
+                if next.is_none_or(|next| next.base_offset != found)
+                    && let Some(behind) = self.behind_gaps(result.end)
+                {
+                    next = log.batch_at(behind);
+                }
+                let Some(batch) = next else {
+                    return Err(format!("{} has {found}, the source ends before", path.display()));
+                };
+                expected.clear();
+                log.write_batch(&batch, &mut expected);
+                let there = &bytes[at..bytes.len().min(at + expected.len())];
+                result.flips += self.hold_against(path, at, there, &expected, batch.base_offset)?;
+                at += expected.len();
+                result.bytes += expected.len() as u64;
+                result.end = batch.next_offset;
+                previous = Some(batch);
+            }
+            if exactly && bytes[at.min(bytes.len())..].iter().any(|byte| *byte != 0) {
+                return Err(format!("{} has bytes behind a hole at {at}", path.display()));
+            }
+        }
+        Ok(result)
+    }
+
+    /// Where the records go on, if they were reported lost from here on.
+    fn behind_gaps(&self, end: i64) -> Option<i64> {
+        let mut at = end;
+        while let Some(gap) = self.gaps.iter().find(|gap| gap.contains(&at)) {
+            at = gap.end;
+        }
+        (at > end).then_some(at)
+    }
+
+    fn hold_against(
+        &self,
+        path: &Path,
+        at: usize,
+        there: &[u8],
+        expected: &[u8],
+        offset: i64,
+    ) -> Result<usize, String> {
+        if there == expected {
+            return Ok(0);
+        }
+        let name = path.display();
+        if there.len() != expected.len() {
+            let (is, wanted) = (there.len(), expected.len());
+            return Err(format!("{name} at {at}: {is} of the {wanted} bytes of batch {offset}"));
+        }
+        let differ = (0..there.len()).filter(|index| there[*index] != expected[*index]);
+        let mut flips = 0;
+        for index in differ {
+            if !self.flips.iter().any(|flip| flip.path == path && flip.at == at + index) {
+                let (is, wanted) = (there[index], expected[index]);
+                return Err(format!(
+                    "{name} at {at}: byte {index} of batch {offset} is {is:#04x}, not {wanted:#04x}"
+                ));
+            }
+            flips += 1;
+        }
+        Ok(flips)
+    }
+
+    /// No seal vouches for other bytes than the source's.
+    pub fn check_seals(&self, disk: &Disk) -> Result<(), String> {
+        let folder = self.id().seal_folder(Path::new(DATA));
+        let segments = self.segments(disk);
+        for (path, _) in disk.files(&folder).unwrap_or_default() {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Some((base, Kind::Seal)) = parse_file(name) else { continue };
+            let Some((_, file, bytes)) = segments.iter().find(|(b, ..)| *b == base) else {
+                continue;
+            };
+            let bytes_of_seal = disk.read_file(&path).unwrap_or_default();
+            let seal = Seal::decode(&bytes_of_seal)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+            let same = seal.bytes == bytes.len() as u64 && seal.crc == source::crc32c(bytes);
+            let turned = |flip: &&Flip| flip.path == *file && bytes.get(flip.at) != Some(&flip.was);
+            let flipped = self.flips.iter().filter(turned).count() > 0;
+            if !same && !flipped {
+                return Err(format!("{} does not fit its segment", path.display()));
+            }
+            if same && flipped && self.before.is_empty() {
+                return Err(format!("{} vouches for turned bits", path.display()));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,323 @@
+//! A world's life: some rounds that end in an accident each, and then, in peace, everything must
+//! be there.
+
+use std::time::Duration;
+
+use ring::sim::Machine;
+use shards::control::*;
+use tokio::sync::oneshot;
+
+use crate::control::link;
+use crate::tally::Tally;
+use crate::world::{World, quiet};
+
+/// How long, of a world's own time, opening logs may take.
+const OPENING: Duration = Duration::from_secs(120);
+/// How long catching up may take: longer than the longest pause between two tries.
+const CATCHING_UP: Duration = Duration::from_secs(900);
+
+/// How often a person has to say the same for one partition.
+const ATTENDED_MAX: u32 = 4;
+
+/// Runs the world of a seed.
+///
+/// # Errors
+/// What is not as it must be.
+pub fn run(seed: u64) -> Result<Tally, String> {
+    let mut world = World::new(seed);
+    if std::env::var("UNDERSTUDY_SEED").is_ok() {
+        println!("{:#?}", world.plan);
+    }
+    if world.plan.trouble.frames {
+        world.mischief.borrow_mut().frame_ppm = 30_000;
+    }
+    for round in 0..world.plan.rounds {
+        live(&mut world).map_err(|error| format!("round {round}: {error}"))?;
+    }
+    finish(&mut world).map_err(|error| format!("at the end: {error}"))?;
+    let mut tally = std::mem::take(&mut world.tally);
+    tally.seeds = 1;
+    tally.steps = world.sim.steps();
+    for (kind, count) in crate::brokers::KIND_NAMES.iter().zip(world.mischief.borrow().done) {
+        *tally.done.entry(kind).or_default() += count;
+    }
+    Ok(tally)
+}
+
+/// One life of the process, from its start to its end.
+fn live(world: &mut World) -> Result<(), String> {
+    let shards = 1 + world.below(2) as usize;
+    let faults = match world.once_in(4) {
+        true => quiet(),
+        false => world.plan.faults.clone(),
+    };
+    begin(world, shards, faults)?;
+    let until = world.sim.now() + Duration::from_millis(world.below(world.plan.round_ms_max));
+    while world.sim.now() < until {
+        world.pass(Duration::from_millis(1 + world.below(40)))?;
+        world.happen();
+    }
+    match world.below(5) {
+        0..3 => {
+            world.end(true)?;
+            world.tally.crashes += 1;
+        }
+        3 => {
+            world.end(false)?;
+            world.tally.kills += 1;
+        }
+        _ => {
+            stop(world)?;
+            world.tally.stops += 1;
+        }
+    }
+    world.cluster.clear_faults();
+    if world.plan.trouble.flipped_bits && world.once_in(2) {
+        world.flip_bit();
+    }
+    Ok(())
+}
+
+/// Starts the process and holds what it found against what must be there.
+fn begin(world: &mut World, shards: usize, faults: ring::sim::Faults) -> Result<(), String> {
+    // A node that cannot read its own folder does not start: the boot itself is spared.
+    world.sim.set_faults(quiet());
+    world.start(shards, faults)?;
+    let until = world.sim.now() + OPENING;
+    loop {
+        world.pass(Duration::from_millis(1))?;
+        if world.shards.iter_mut().all(|shard| shard.is_assigned()) {
+            break;
+        }
+        if world.sim.now() > until {
+            return Err("opening logs never ends".into());
+        }
+    }
+    world.shards.iter_mut().for_each(|shard| shard.last = None);
+    while world.shards.iter().any(|shard| shard.last.is_none()) {
+        world.pass(Duration::from_millis(1))?;
+    }
+    let refused = world.shards.iter().flat_map(|shard| &shard.refused);
+    let refused: Vec<(PartitionKey, String)> = refused.cloned().collect();
+    for (key, reason) in &refused {
+        if !world.bad_disk {
+            return Err(format!("{key} was refused on a good disk: {reason}"));
+        }
+        world.tally.refused += 1;
+    }
+    check_copies(world, &refused, false)?;
+    world.telling = true;
+    world.tell_leaders();
+    Ok(())
+}
+
+/// Holds every copy against its source. `stopped`: the process has gone, cleanly.
+fn check_copies(
+    world: &mut World,
+    refused: &[(PartitionKey, String)],
+    stopped: bool,
+) -> Result<(), String> {
+    for key in world.models.keys().cloned().collect::<Vec<_>>() {
+        if refused.iter().any(|(other, _)| *other == key) {
+            continue;
+        }
+        let status = world.status(&key);
+        let Some(status) = status else {
+            return Err(format!("{key}: assigned, not refused, and not in the status"));
+        };
+        let log = world.log(&key);
+        let model = world.models.get_mut(&key).expect("it is known");
+        let corrupt = status.state == PartitionState::Corrupt;
+        if corrupt && model.flips.is_empty() && !world.bad_disk {
+            return Err(format!("{key}: corrupt, but no bit was turned: {:?}", status.reason));
+        }
+        world.tally.corrupt += u64::from(corrupt);
+        // Of a damaged one all that was flushed must still be there, and nothing is cut.
+        let limit = if corrupt { model.floor } else { status.received };
+        let exactly = !corrupt && (stopped || !failed(&status));
+        let compared = world
+            .sim
+            .disk(Machine::FIRST, |disk| model.compare(disk, &log, limit, exactly))
+            .map_err(|error| format!("{error} ({status:?})"))?;
+        if compared.end < limit && !(compared.bytes == 0 && limit == status.log_start) {
+            let end = compared.end;
+            return Err(format!("{key}: the copy ends at {end}, not {limit} ({status:?})"));
+        }
+        world.tally.bytes += compared.bytes;
+        world.tally.comparisons += 1;
+    }
+    Ok(())
+}
+
+fn failed(status: &PartitionStatus) -> bool {
+    status.state == PartitionState::Faulted(FaultCode::LocalLog)
+}
+
+/// Stops the process as a service manager does.
+fn stop(world: &mut World) -> Result<(), String> {
+    let mut answers = Vec::new();
+    for shard in &world.shards {
+        let (reply, answer) = oneshot::channel();
+        shard.tell(Command::Stop { reply });
+        answers.push(answer);
+    }
+    let until = world.sim.now() + Duration::from_secs(300);
+    while !answers.iter_mut().all(|answer| !answer.is_empty()) {
+        world.sim.run_for(Duration::from_millis(5));
+        if world.sim.now() > until {
+            return Err("a clean stop never ends".into());
+        }
+    }
+    while !world.shards.iter().all(|shard| shard.root.is_finished()) {
+        world.sim.run_for(Duration::from_millis(1));
+    }
+    world.end(false)
+}
+
+/// Everything is mended: the copy must catch up, and be what the source is.
+fn finish(world: &mut World) -> Result<(), String> {
+    world.calm();
+    begin(world, 1 + world.below(2) as usize, quiet())?;
+    if world.once_in(3) {
+        // Two more lives under the last troubles, then peace without a restart.
+        let until = world.sim.now() + Duration::from_millis(world.below(500));
+        let spared = world.plan.trouble;
+        world.plan.trouble.full_disk = false;
+        world.plan.trouble.bad_disk = false;
+        while world.sim.now() < until {
+            world.pass(Duration::from_millis(1 + world.below(40)))?;
+            world.happen();
+        }
+        world.plan.trouble = spared;
+        world.calm();
+    }
+    let sick = world.plan.trouble.lies.then(|| world.any_key());
+    if let Some(key) = &sick {
+        let target = source::Target::partition(key.topic.to_string(), key.partition);
+        world.cluster.inject(target, source::Fault::FlipBit { byte: 30, bit: 1 }, None);
+        (0..3).for_each(|_| world.grow(key));
+    }
+    for key in world.models.keys().cloned().collect::<Vec<_>>() {
+        if world.once_in(3) {
+            world.grow(&key);
+        }
+    }
+    until_caught_up(world, sick.as_ref())?;
+    if sick.is_some() {
+        world.cluster.clear_faults();
+        until_caught_up(world, None)?;
+    }
+    let peace = world.shards.iter().flat_map(|shard| shard.last.clone()).collect::<Vec<_>>();
+    stop(world)?;
+    check_final(world, &peace)
+}
+
+/// Whether a partition has come as far as it can.
+fn is_done(world: &World, status: &PartitionStatus) -> bool {
+    let model = &world.models[&status.key];
+    let log = world.log(&status.key);
+    match status.state {
+        PartitionState::Active => {
+            // A copy may begin later than its source, and a source that lost its log's end may
+            // begin earlier than it did.
+            let later = world.settings.start != Start::Earliest || !model.before.is_empty();
+            let start = status.log_start == log.log_start()
+                || (later && status.log_start > log.log_start());
+            status.flushed == log.high_watermark() && start
+        }
+        PartitionState::Corrupt => !model.flips.is_empty(),
+        _ => false,
+    }
+}
+
+fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), String> {
+    let until = world.sim.now() + CATCHING_UP;
+    let mut attended = std::collections::BTreeMap::new();
+    loop {
+        world.pass(Duration::from_millis(50))?;
+        let keys: Vec<PartitionKey> = world.models.keys().cloned().collect();
+        let mut open = Vec::new();
+        for key in keys {
+            if Some(&key) == but {
+                continue;
+            }
+            match world.status(&key) {
+                Some(status) if is_done(world, &status) => {}
+                Some(status) => open.push(status),
+                None => return Err(format!("{key} is gone")),
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        if world.sim.now() > until {
+            let log = world.log(&open[0].key);
+            let (start, end) = (log.log_start(), log.high_watermark());
+            let status = &open[0];
+            return Err(format!("it never caught up: {status:?}, source {start}..{end}"));
+        }
+        // One at a time: settings hold for all, and each is asked to go on by itself.
+        let waiting =
+            |status: &&PartitionStatus| matches!(status.state, PartitionState::Faulted(_));
+        if let Some(status) = open.iter().find(waiting) {
+            let tries = attended.entry(status.key.clone()).or_insert(0);
+            *tries += 1;
+            if *tries > ATTENDED_MAX {
+                return Err(format!("no help helps: {status:?}"));
+            }
+            attend(world, status)?;
+        }
+    }
+}
+
+/// What a person does about a partition that waits for one.
+fn attend(world: &mut World, status: &PartitionStatus) -> Result<(), String> {
+    let PartitionState::Faulted(code) = status.state else { return Ok(()) };
+    let reason = status.reason.as_deref().unwrap_or_default();
+    match code {
+        FaultCode::Diverged => {
+            let model = &world.models[&status.key];
+            if model.before.is_empty() {
+                return Err(format!("{}: diverged from a source that never did", status.key));
+            }
+            world.settings.allow_truncation = true;
+            world.models.values_mut().for_each(|model| model.allow_cuts());
+        }
+        FaultCode::SourceGap => {
+            world.settings.on_source_gap = OnSourceGap::Continue;
+        }
+        FaultCode::CorruptBatch | FaultCode::BadBatch if world.plan.trouble.lies => {}
+        code => return Err(format!("{}: {}: {reason}", status.key, code.name())),
+    }
+    let settings = world.settings.clone();
+    for shard in &world.shards {
+        shard.tell(Command::Link { link: link(), settings: settings.clone() });
+        let topics = Some(vec![status.key.topic.clone()]);
+        shard.tell(Command::Resume { link: link(), topics });
+    }
+    world.pass(Duration::from_millis(200))
+}
+
+/// After a clean stop every copy is what the source is now, and every seal true.
+fn check_final(world: &mut World, peace: &[ShardStatus]) -> Result<(), String> {
+    for status in peace.iter().flat_map(|status| &status.partitions) {
+        let key = &status.key;
+        let log = world.log(key);
+        let model = world.models.get_mut(key).expect("it is known");
+        let corrupt = status.state == PartitionState::Corrupt;
+        let limit = if corrupt { model.floor } else { log.end_offset() };
+        let compared = world.sim.disk(Machine::FIRST, |disk| {
+            let segments = model.segments(disk);
+            model.compare_with(&segments, &log, limit, false)
+        });
+        let compared = compared.map_err(|error| format!("{key}: {error}"))?;
+        let empty = compared.bytes == 0 && limit == status.log_start;
+        if compared.end < limit && !empty {
+            return Err(format!("{key}: ends at {}, not {limit}", compared.end));
+        }
+        world.tally.bytes += compared.bytes;
+        world.tally.comparisons += 1;
+        world.sim.disk(Machine::FIRST, |disk| model.check_seals(disk))?;
+    }
+    Ok(())
+}
