@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
-use crate::replica::Folder;
+use crate::folder::Folder;
 use crate::runs::{self, Bench};
 use crate::{Outcome, bare, node, plot, serving};
 

@@ -11,6 +11,7 @@
 mod bare;
 mod cli;
 mod conditions;
+mod folder;
 mod node;
 mod plot;
 mod process;

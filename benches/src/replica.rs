@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -355,28 +354,4 @@ pub fn ends(view: &Value) -> HashMap<(String, i32), i64> {
             Some(((topic.to_owned(), number), p["flushed"].as_i64()?))
         })
         .collect()
-}
-
-/// A folder of our own below another one, removed when dropped.
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    /// Makes it.
-    ///
-    /// # Errors
-    /// The parent cannot be written to.
-    pub fn make(parent: &std::path::Path) -> Outcome<Folder> {
-        let path = fs::canonicalize(parent)?;
-        let path = path.join(format!("understudy-bench-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Folder(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("{} could not be removed: {error}", self.0.display());
-        }
-    }
 }
