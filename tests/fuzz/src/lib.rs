@@ -7,7 +7,7 @@
 //! panics when something is wrong, and only then.
 //!
 //! The same functions run in two places. `cargo test` replays the corpora in `corpus/` and a
-//! bounded number of mutations of them ([`mutate`]). `cargo run -p fuzz --bin campaign` builds them
+//! bounded number of mutations of them ([`mutate`]). `cargo run -p fuzz --bin search` builds them
 //! into libFuzzer and lets it search, for as long as it is told.
 
 pub mod input;
@@ -34,7 +34,7 @@ pub struct Target {
 }
 
 const fn target(name: &'static str, run: fn(&[u8])) -> Target {
-    Target { name, run, mutations: 4000 }
+    Target { name, run, mutations: 20_000 }
 }
 
 /// All targets.
@@ -56,10 +56,10 @@ pub const TARGETS: &[Target] = &[
     target("seal", storage::seal),
     target("recovery", storage::recovery),
     target("records", store::records),
-    Target { mutations: 40, ..target("store", store::store) },
-    target("configuration", appliance::configuration),
-    target("filters", appliance::filters),
-    Target { mutations: 1000, ..target("admin_request", appliance::admin_request) },
+    Target { mutations: 200, ..target("store", store::store) },
+    Target { mutations: 5000, ..target("configuration", appliance::configuration) },
+    Target { mutations: 5000, ..target("filters", appliance::filters) },
+    Target { mutations: 2000, ..target("admin_request", appliance::admin_request) },
     target("admin_body", appliance::admin_body),
 ];
 

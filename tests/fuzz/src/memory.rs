@@ -19,7 +19,7 @@ thread_local! {
 }
 
 /// Every parser may take so much, whatever its input.
-pub const BASE_BYTES: usize = 64 << 10;
+pub const BASE_BYTES: usize = 8 << 10;
 /// And so many bytes for each byte of input.
 pub const FACTOR: usize = 32;
 

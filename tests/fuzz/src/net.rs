@@ -194,7 +194,7 @@ where
     let decoded =
         memory::within(bytes_max, || messages::decode_answer::<R>(&frame, version, CORRELATION_ID));
     let response = decoded.ok()?;
-    // What was read is what it would write. (Tagged fields with negative numbers it writes wrongly.)
+    // What was read is what it would write. (It writes tagged fields with large numbers wrongly.)
     let mut again = Vec::new();
     if response.encode(&mut again, version).is_ok()
         && let Ok(again) = messages::decode_body::<R>(again.into(), version)

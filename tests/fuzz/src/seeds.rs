@@ -134,7 +134,8 @@ batch_bytes_max = 0x100_000
 
 const REQUESTS: &[&str] = &[
     "GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n",
-    "POST /v1/links/prod/failover HTTP/1.1\r\nhost: x\r\ncontent-length: 16\r\n\r\n{\"dry_run\":true}",
+    "POST /v1/links/prod/failover HTTP/1.1\r\nhost: x\r\ncontent-length: 16\r\n\r\n\
+     {\"dry_run\":true}",
     "POST /v1/links/prod/topics/a.b/pause HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
      2\r\n{}\r\n0\r\n\r\n",
     "GET /v1/version HTTP/1.1\r\n\r\nGET /v1/links HTTP/1.1\r\nconnection: close\r\n\r\n",

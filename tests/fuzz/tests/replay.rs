@@ -10,11 +10,27 @@ use std::process::ExitCode;
 
 /// Mutations are cut to so many bytes.
 const INPUT_BYTES_MAX: usize = 4096;
+/// All corpora together: they lie in the repository.
+const CORPORA_BYTES_MAX: u64 = 300 << 10;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = fuzz::TARGETS.iter().map(|target| Trial::test(target.name, || replay(target)));
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let sizes = Trial::test("corpora_are_small", corpora_are_small);
+    libtest_mimic::run(&arguments, trials.chain([sizes]).collect()).exit_code()
+}
+
+fn corpora_are_small() -> Result<(), Failed> {
+    let mut bytes = 0;
+    for target in fuzz::TARGETS {
+        for entry in std::fs::read_dir(corpus_dir(target))? {
+            bytes += entry?.metadata()?.len();
+        }
+    }
+    match bytes <= CORPORA_BYTES_MAX {
+        true => Ok(()),
+        false => Err(format!("the corpora have {bytes} bytes").into()),
+    }
 }
 
 fn replay(target: &'static Target) -> Result<(), Failed> {

@@ -1,8 +1,8 @@
 //! Runs libFuzzer on every target, or on those named, one after the other:
 //!
 //! ```text
-//! cargo run -p fuzz --bin campaign -- 600                  # seconds for each target
-//! cargo run -p fuzz --bin campaign -- 600 batches segment  # for these
+//! cargo run -p fuzz --bin search -- 600                  # seconds for each target
+//! cargo run -p fuzz --bin search -- 600 batches segment  # for these
 //! ```
 //!
 //! It needs a nightly toolchain and `cargo install cargo-fuzz`. What the search finds worth keeping
@@ -21,7 +21,7 @@ const INPUT_BYTES_MAX: usize = 4096;
 fn main() -> io::Result<ExitCode> {
     let mut arguments = std::env::args().skip(1);
     let Some(seconds) = arguments.next().and_then(|text| text.parse::<u64>().ok()) else {
-        eprintln!("usage: campaign SECONDS [TARGET]…");
+        eprintln!("usage: search SECONDS [TARGET]…");
         return Ok(ExitCode::from(2));
     };
     let mut targets: Vec<&Target> = Vec::new();
