@@ -57,10 +57,12 @@ fn build() -> Outcome<PathBuf> {
 pub struct Understudy {
     name: String,
     dir: PathBuf,
+    data: PathBuf,
     socket: PathBuf,
     bootstrap: Vec<String>,
     metrics_port: u16,
     link_options: Vec<(String, String)>,
+    within: Vec<String>,
     process: Option<Process>,
     starts: u32,
 }
@@ -82,17 +84,34 @@ impl Understudy {
     /// # Errors
     /// The folder or the configuration cannot be written.
     pub fn new(name: &str, source: &Cluster, include: &[&str]) -> Outcome<Understudy> {
+        Understudy::at(name, source.bootstrap_servers(), None, include)
+    }
+
+    /// As [`Understudy::new`], with any source's addresses, and a data folder elsewhere if one is
+    /// named.
+    ///
+    /// # Errors
+    /// The folder or the configuration cannot be written.
+    pub fn at(
+        name: &str,
+        bootstrap: Vec<String>,
+        data: Option<&Path>,
+        include: &[&str],
+    ) -> Outcome<Understudy> {
         let dir = run_dir(&format!("understudy-{name}"))?;
-        fs::create_dir_all(dir.join("data")).map_err(|e| format!("{}: {e}", dir.display()))?;
+        let data = data.map_or_else(|| dir.join("data"), Path::to_owned);
+        fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         // A Unix socket's path is short (108 bytes), a clone's may be long.
         let socket = std::env::temp_dir().join(format!("{name}-{}.sock", std::process::id()));
         let mut understudy = Understudy {
             name: name.to_owned(),
             dir,
+            data,
             socket,
-            bootstrap: source.bootstrap_servers(),
+            bootstrap,
             metrics_port: free_port()?,
             link_options: Vec::new(),
+            within: Vec::new(),
             process: None,
             starts: 0,
         };
@@ -127,7 +146,7 @@ memory = \"256MiB\"
 name = {LINK:?}
 bootstrap_servers = {bootstrap:?}
 {options}",
-            data = self.dir.join("data"),
+            data = self.data,
             socket = self.socket,
             metrics = self.metrics_port,
             bootstrap = self.bootstrap,
@@ -169,11 +188,48 @@ bootstrap_servers = {bootstrap:?}
         self.starts += 1;
         let logs = work_dir().join("logs");
         fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()))?;
-        let mut command = process::mortal(binary()?);
+        let binary = binary()?;
+        let mut command = match self.within.split_first() {
+            Some((program, arguments)) => {
+                let mut command = process::mortal(program);
+                command.args(arguments).arg(binary);
+                command
+            }
+            None => process::mortal(binary),
+        };
         command.args(["run", "--config"]).arg(self.config());
         let process = Process::start("understudy", &mut command, &self.log(), false)?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// From now on it is started by another program, as `prlimit --nofile=64`, which it takes the
+    /// place of.
+    pub fn within(&mut self, program: &[&str]) {
+        self.within = program.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// Waits for the process to end by itself.
+    ///
+    /// # Errors
+    /// It does not run, or does not end in time.
+    pub fn wait_ended(&mut self) -> Outcome<ExitStatus> {
+        self.process.take().ok_or("it does not run")?.wait(READY)
+    }
+
+    /// The process, if it runs.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// The admin socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// A clean stop: SIGTERM, and status 0.
@@ -269,7 +325,7 @@ bootstrap_servers = {bootstrap:?}
 
     /// The folder that holds the link's partitions.
     pub fn link_dir(&self) -> PathBuf {
-        self.dir.join("data").join(LINK)
+        self.data.join(LINK)
     }
 
     /// The folder of one partition.
@@ -313,7 +369,8 @@ bootstrap_servers = {bootstrap:?}
         process::tail_of(&self.log())
     }
 
-    fn log(&self) -> PathBuf {
+    /// The log of the process started last.
+    pub fn log(&self) -> PathBuf {
         let name = format!("{}-understudy{}.log", self.name, self.starts);
         work_dir().join("logs").join(name)
     }
@@ -340,6 +397,8 @@ pub struct Partition {
     pub partition: usize,
     /// `ACTIVE`, `PAUSED`, `FAULTED`, …: the topic's where that is graver.
     pub state: String,
+    /// The stable code of the trouble; empty if there is none.
+    pub code: String,
     /// Why, in words; empty if there is nothing to say.
     pub reason: String,
     /// The source's end, as far as known.
@@ -372,6 +431,7 @@ fn partitions(status: &Value) -> Option<Vec<Partition>> {
                     topic: topic["name"].as_str()?.to_owned(),
                     partition: usize::try_from(p["partition"].as_u64()?).ok()?,
                     state: whose["state"].as_str()?.to_owned(),
+                    code: whose["code"].as_str().unwrap_or_default().to_owned(),
                     reason: reasons.into_iter().flatten().collect::<Vec<_>>().join("; "),
                     source_end: p["source_end"].as_i64(),
                     received: p["received"].as_i64(),

@@ -1,0 +1,290 @@
+//! Damage done while the node was down: each file of a copy missing, cut short, or with bits
+//! turned over. Each ends in a named state or in a copy that equals the source; never in a silent
+//! cut, never in a process that does not run; the neighbours notice nothing.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use source::TopicSpec;
+use tests::understudy::{LINK, Partition, Understudy};
+use tests::{Outcome, process};
+
+use crate::stage::{Source, ensure};
+
+const TOPIC: &str = "hurt";
+/// Batches of each partition: three sealed segments of 56 batches, and some in the last.
+const BATCHES: u64 = 200;
+
+/// How a file is hurt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Missing,
+    Truncated,
+    Emptied,
+    /// A bit in the middle.
+    Flipped,
+    /// Noise over the first half.
+    Garbled,
+}
+
+const MANNERS: [Manner; 5] = [
+    Manner::Missing,
+    Manner::Truncated,
+    Manner::Emptied,
+    Manner::Flipped,
+    Manner::Garbled,
+];
+
+/// Which file of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    FirstSegment,
+    LastSealedSegment,
+    LastSegment,
+    Index,
+    TimeIndex,
+    LastIndex,
+    FirstSeal,
+    LastSeal,
+    Epochs,
+    Metadata,
+}
+
+const PARTS: [Part; 10] = [
+    Part::FirstSegment,
+    Part::LastSealedSegment,
+    Part::LastSegment,
+    Part::Index,
+    Part::TimeIndex,
+    Part::LastIndex,
+    Part::FirstSeal,
+    Part::LastSeal,
+    Part::Epochs,
+    Part::Metadata,
+];
+
+/// A copy, stopped, whose source is at hand.
+struct Stopped {
+    source: Source,
+    node: Understudy,
+    safe: PathBuf,
+}
+
+/// Every file of a partition, in every manner: one partition for each, in one node, with one
+/// unharmed beside them.
+pub fn partition_files() -> Outcome {
+    let mut stopped = Stopped::new("files")?;
+    let mut wrong = Vec::new();
+    for manner in MANNERS {
+        stopped.restore()?;
+        let mut before = Vec::new();
+        for (partition, part) in PARTS.into_iter().enumerate() {
+            let file = stopped.file(partition, part)?;
+            hurt(&file, manner)?;
+            before.push(listing(&stopped.node.partition_dir(TOPIC, partition))?);
+        }
+        let settled = stopped.settle()?;
+        stopped.node.stop()?;
+        for (partition, part) in PARTS.into_iter().enumerate() {
+            let told = settled.iter().find(|p| p.partition == partition);
+            let told = told.ok_or_else(|| format!("{part:?} {manner:?}: not there"))?;
+            let folder = stopped.node.partition_dir(TOPIC, partition);
+            let whole = stopped.whole(partition);
+            eprintln!("  {part:?} {manner:?}: {} {} {}", told.state, told.code, told.reason);
+            match (told.state.as_str(), whole) {
+                ("ACTIVE", Ok(())) => {}
+                ("ACTIVE", Err(_)) if unnoticed(part, manner) => {}
+                ("ACTIVE", Err(e)) => wrong.push(format!("{part:?} {manner:?}: ACTIVE, yet {e}")),
+                _ => {
+                    let after = listing(&folder)?;
+                    let shrunk = before[partition].iter().any(|(name, bytes)| {
+                        name.ends_with(".log")
+                            && after.iter().all(|(n, b)| n != name || b < bytes)
+                    });
+                    if shrunk || told.reason.is_empty() {
+                        wrong.push(format!("{part:?} {manner:?}: {told:?}, cut: {shrunk}"));
+                    }
+                }
+            }
+        }
+        let neighbour = PARTS.len();
+        let well = settled.iter().any(|p| p.partition == neighbour && p.state == "ACTIVE");
+        ensure(well, || format!("{manner:?}: the neighbour: {settled:?}"))?;
+        stopped.whole(neighbour)?;
+    }
+    ensure(wrong.is_empty(), || wrong.join("\n"))
+}
+
+/// What a start does not read, it does not notice.
+fn unnoticed(part: Part, manner: Manner) -> bool {
+    let sealed = matches!(part, Part::FirstSegment | Part::LastSealedSegment);
+    sealed && matches!(manner, Manner::Flipped | Manner::Garbled)
+}
+
+/// The node's own files: checkpoints are lost without harm, a store that is not whole is refused
+/// in words.
+pub fn own_files() -> Outcome {
+    let mut stopped = Stopped::new("own")?;
+    let own = stopped.node.data().join(".understudy");
+    for manner in MANNERS {
+        stopped.restore()?;
+        for (name, _) in listing(&own)?.iter().filter(|(name, _)| name.starts_with("checkpoint-")) {
+            hurt(&own.join(name), manner)?;
+        }
+        let settled = stopped.settle()?;
+        let well = settled.iter().all(|p| p.state == "ACTIVE");
+        ensure(well, || format!("checkpoints {manner:?}: {settled:?}"))?;
+        stopped.node.stop()?;
+        stopped.source.prove_stopped(&stopped.node)?;
+    }
+    for manner in MANNERS {
+        stopped.restore()?;
+        let store = own.join("metadata.redb");
+        hurt(&store, manner)?;
+        stopped.node.spawn()?;
+        let ended = soon_ended(&mut stopped.node)?;
+        let said = fs::read_to_string(stopped.node.log()).map_err(|e| e.to_string())?;
+        match ended {
+            // A bit in a page that nothing uses harms nothing.
+            None if manner == Manner::Flipped => stopped.node.stop()?,
+            None => return Err(format!("store {manner:?}: it runs\n{said}")),
+            Some(clean) => {
+                ensure(!clean, || format!("store {manner:?}: status 0\n{said}"))?;
+                let last = said.lines().last().unwrap_or_default().to_owned();
+                let named = said.contains("metadata.redb");
+                ensure(named, || format!("store {manner:?}: not named\n{said}"))?;
+                eprintln!("  store {manner:?}: {last}");
+            }
+        }
+        for partition in 0..=PARTS.len() {
+            stopped.whole(partition)?;
+        }
+    }
+    Ok(())
+}
+
+impl Stopped {
+    fn new(name: &str) -> Outcome<Stopped> {
+        let mut topic = TopicSpec::new(TOPIC, PARTS.len() as i32 + 1, BATCHES)
+            .with_batches(3, 20_000, 10)
+            .with_ring_bytes(1 << 20);
+        topic.timestamps.step_us = 3 * 3_600_000_000;
+        let source = Source::start(&[topic])?;
+        let mut node = Understudy::at(name, source.bootstrap(), None, &[TOPIC])?;
+        node.launch()?;
+        source.prove(&mut node)?;
+        let safe = node.data().with_extension("safe");
+        copy(node.data(), &safe)?;
+        Ok(Stopped { source, node, safe })
+    }
+
+    fn restore(&self) -> Outcome {
+        fs::remove_dir_all(self.node.data()).map_err(|e| e.to_string())?;
+        copy(&self.safe, self.node.data())
+    }
+
+    /// Starts the node and waits until every partition has come to rest.
+    fn settle(&mut self) -> Outcome<Vec<Partition>> {
+        self.node.launch()?;
+        let ends = self.source.ends(TOPIC)?;
+        self.node.wait_until("every partition to come to rest", |all| {
+            all.len() == ends.len()
+                && all.iter().all(|p| match p.state.as_str() {
+                    "ACTIVE" => p.flushed == ends.get(p.partition).copied(),
+                    "FAULTED" | "CORRUPT" => true,
+                    _ => false,
+                })
+        })
+    }
+
+    /// Whether a partition's copy is exactly the source's.
+    fn whole(&self, partition: usize) -> Outcome {
+        let folder = self.node.partition_dir(TOPIC, partition);
+        let end = self.source.compare(TOPIC, partition as i32, &folder)?;
+        let due = self.source.ends(TOPIC)?[partition];
+        ensure(end == due, || format!("{TOPIC}-{partition} ends at {end}, not at {due}"))
+    }
+
+    fn file(&self, partition: usize, part: Part) -> Outcome<PathBuf> {
+        let name = format!("{TOPIC}-{partition}");
+        let folder = self.node.partition_dir(TOPIC, partition);
+        let seals = self.node.data().join(".understudy/seals").join(LINK).join(name);
+        let ending = |folder: &Path, ending: &str| -> Outcome<Vec<PathBuf>> {
+            let files = listing(folder)?.into_iter().filter(|(name, _)| name.ends_with(ending));
+            Ok(files.map(|(name, _)| folder.join(name)).collect())
+        };
+        let from_end = |mut files: Vec<PathBuf>, back: usize| {
+            let at = files.len().checked_sub(back + 1);
+            at.map(|at| files.swap_remove(at)).ok_or_else(|| format!("no {part:?}"))
+        };
+        let first = |files: Vec<PathBuf>| files.into_iter().next().ok_or(format!("no {part:?}"));
+        match part {
+            Part::FirstSegment => first(ending(&folder, ".log")?),
+            Part::LastSealedSegment => from_end(ending(&folder, ".log")?, 1),
+            Part::LastSegment => from_end(ending(&folder, ".log")?, 0),
+            Part::Index => first(ending(&folder, ".index")?),
+            Part::TimeIndex => first(ending(&folder, ".timeindex")?),
+            Part::LastIndex => from_end(ending(&folder, ".index")?, 0),
+            Part::FirstSeal => first(ending(&seals, ".seal")?),
+            Part::LastSeal => from_end(ending(&seals, ".seal")?, 0),
+            Part::Epochs => Ok(folder.join("leader-epoch-checkpoint")),
+            Part::Metadata => Ok(folder.join("partition.metadata")),
+        }
+    }
+}
+
+/// Names and sizes, by name.
+fn listing(folder: &Path) -> Outcome<Vec<(String, u64)>> {
+    let told = |e: std::io::Error| format!("{}: {e}", folder.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(told)? {
+        let entry = entry.map_err(told)?;
+        let bytes = entry.metadata().map_err(told)?.len();
+        files.push((entry.file_name().to_string_lossy().into_owned(), bytes));
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn hurt(path: &Path, manner: Manner) -> Outcome {
+    let told = |e: std::io::Error| format!("{manner:?} {}: {e}", path.display());
+    if manner == Manner::Missing {
+        return fs::remove_file(path).map_err(told);
+    }
+    let file = File::options().read(true).write(true).open(path).map_err(told)?;
+    let bytes = file.metadata().map_err(told)?.len();
+    match manner {
+        Manner::Truncated => file.set_len(bytes / 2),
+        Manner::Emptied => file.set_len(0),
+        Manner::Flipped => {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, bytes / 2).map_err(told)?;
+            file.write_all_at(&[byte[0] ^ 0x10], bytes / 2)
+        }
+        Manner::Garbled => file.write_all_at(&vec![0xa5; (bytes / 2) as usize], 0),
+        Manner::Missing => Ok(()),
+    }
+    .map_err(told)
+}
+
+fn copy(from: &Path, to: &Path) -> Outcome {
+    let mut command = Command::new("cp");
+    command.args(["-a", "--reflink=auto", "--"]).arg(from).arg(to);
+    process::run("cp -a", &mut command).map(drop)
+}
+
+/// Whether it has ended within three seconds, and with status 0.
+fn soon_ended(node: &mut Understudy) -> Outcome<Option<bool>> {
+    for _ in 0..60 {
+        let process = node.process().ok_or("it does not run")?;
+        if let Some(status) = process.ended()? {
+            node.kill();
+            return Ok(Some(status.success()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(None)
+}

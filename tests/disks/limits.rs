@@ -1,0 +1,173 @@
+//! What the machine does not give, and a stop at any moment.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+
+use nix::sys::signal::Signal;
+use source::{Growth, TopicSpec};
+use tests::Outcome;
+use tests::understudy::Understudy;
+
+use crate::stage::{Source, ensure, pause, seeded};
+use crate::volume::{Kind, Volume};
+
+const TOPIC: &str = "bound";
+
+fn source(batches: u64, rate: f64) -> Outcome<Source> {
+    let growth = Growth { backlog_batches: batches, ..Growth::rate(rate) };
+    Source::start(&[TopicSpec::new(TOPIC, 8, batches).with_growth(growth)])
+}
+
+/// It does not start, and says why in these words.
+fn refused(node: &mut Understudy, words: &[&str]) -> Outcome {
+    node.spawn()?;
+    let status = node.wait_ended()?;
+    let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
+    ensure(status.code().is_some_and(|code| code != 0), || format!("{status}\n{said}"))?;
+    ensure(!said.contains("panicked"), || said.clone())?;
+    let missing = words.iter().find(|word| !said.contains(**word));
+    ensure(missing.is_none(), || format!("not a word of {missing:?}:\n{said}"))?;
+    eprintln!("  {}", said.lines().last().unwrap_or_default());
+    Ok(())
+}
+
+/// Two processes never write to one data folder.
+pub fn second_process_is_refused() -> Outcome {
+    let source = source(50, 0.0)?;
+    let mut first = Understudy::at("first", source.bootstrap(), None, &[TOPIC])?;
+    first.launch()?;
+    let data = first.data().to_owned();
+    let mut second = Understudy::at("second", source.bootstrap(), Some(&data), &[TOPIC])?;
+    refused(&mut second, &[&data.display().to_string()])?;
+    source.prove(&mut first).map(drop)
+}
+
+/// A folder whose disk is not mounted, one on a disk mounted read-only, one that is a file.
+pub fn unusable_data_folders() -> Outcome {
+    let source = source(10, 0.0)?;
+    let volume = Volume::mount(Kind::Ext4, "readonly", Kind::Ext4.make(64 << 20)?)?;
+    let missing = volume.path().join("not/there");
+    let mut node = Understudy::at("missing", source.bootstrap(), Some(&missing), &[TOPIC])?;
+    refused(&mut node, &[&missing.display().to_string()])?;
+    let file = volume.path().join("file");
+    fs::write(&file, "").map_err(|e| e.to_string())?;
+    let mut node = Understudy::at("file", source.bootstrap(), Some(&file), &[TOPIC])?;
+    refused(&mut node, &[&file.display().to_string()])?;
+    let data = volume.path().join("data");
+    let mut node = Understudy::at("readonly", source.bootstrap(), Some(&data), &[TOPIC])?;
+    node.launch()?;
+    source.prove(&mut node)?;
+    volume.remount("ro")?;
+    refused(&mut node, &[&data.display().to_string(), "Read-only"])?;
+    volume.remount("rw")?;
+    node.launch()?;
+    source.prove(&mut node)?;
+    drop(volume.unmount()?);
+    Ok(())
+}
+
+/// Too few descriptors: it says so and does not start, or it runs and copies what there is.
+pub fn few_descriptors() -> Outcome {
+    for count in [16, 32, 64, 128] {
+        let source = source(10, 0.0)?;
+        let mut node = Understudy::at("descriptors", source.bootstrap(), None, &[TOPIC])?;
+        node.within(&["prlimit", &format!("--nofile={count}:{count}"), "--"]);
+        node.spawn()?;
+        let proven = node_ends_or(&mut node, |node| source.prove(node).map(drop))?;
+        let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
+        ensure(!said.contains("panicked"), || format!("{count} descriptors: {said}"))?;
+        eprintln!("  {count}: {}", if proven { "runs" } else { said.lines().last().unwrap_or("") });
+    }
+    Ok(())
+}
+
+/// No memory may be locked: the arena is used unregistered.
+pub fn no_locked_memory() -> Outcome {
+    let source = source(50, 0.0)?;
+    let mut node = Understudy::at("memlock", source.bootstrap(), None, &[TOPIC])?;
+    node.within(&["setpriv", "--bounding-set", "-ipc_lock", "--pdeathsig", "KILL", "--",
+        "prlimit", "--memlock=0:0", "--"]);
+    node.launch()?;
+    source.prove(&mut node)?;
+    let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
+    for line in said.lines().filter(|line| line.contains("regist") || line.contains("lock")) {
+        eprintln!("  {line}");
+    }
+    Ok(())
+}
+
+/// SIGTERM at random moments, from the first on: status 0 within the time set for it, nothing lost.
+pub fn stopped_at_any_moment() -> Outcome {
+    let source = source(100, 300_000.0)?;
+    let mut node = Understudy::at("sigterm", source.bootstrap(), None, &[TOPIC])?;
+    let mut random = seeded();
+    let (mut early, mut told) = (0, Vec::new());
+    for round in 0..20 {
+        node.spawn()?;
+        let below = [60, 250, 1_000, 2_000][round % 4];
+        pause(&mut random, below);
+        if below > 500 {
+            told = node.status().unwrap_or(told);
+        }
+        let process = node.process().ok_or("it does not run")?;
+        process.signal(Signal::SIGTERM);
+        let status = process.wait(std::time::Duration::from_secs(35))?;
+        let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
+        node.kill();
+        // Before its first word it has no hold of the signal, and of nothing else either.
+        let unborn = status.signal() == Some(Signal::SIGTERM as i32) && said.is_empty();
+        early += u32::from(unborn);
+        ensure(status.success() || unborn, || format!("round {round}: {status}\n{said}"))?;
+        if node.link_dir().exists() {
+            source.holds(&node, &told)?;
+        }
+    }
+    node.launch()?;
+    source.prove(&mut node)?;
+    eprintln!("  20 stops, {early} of them before the first word");
+    Ok(())
+}
+
+/// Idle connections by the hundred on the admin socket: it still answers, and the copy goes on.
+pub fn crowded_admin_socket() -> Outcome {
+    let source = source(50, 100_000.0)?;
+    let mut node = Understudy::at("crowd", source.bootstrap(), None, &[TOPIC])?;
+    node.launch()?;
+    let mut idle = Vec::new();
+    for _ in 0..500 {
+        // A queue that is full refuses; it does not hang.
+        let Ok(stream) = UnixStream::connect(node.socket()) else { break };
+        idle.push(stream);
+    }
+    let answered = node.status();
+    eprintln!("  {} idle connections; status: {}", idle.len(), match &answered {
+        Ok(all) => format!("{} partitions", all.len()),
+        Err(error) => error.lines().take(3).collect::<Vec<_>>().join(" "),
+    });
+    let busy = |error: &String| error.contains("503") || error.contains("busy");
+    ensure(answered.as_ref().err().is_none_or(busy), || format!("{answered:?}"))?;
+    drop(idle);
+    source.prove(&mut node).map(drop)
+}
+
+/// True if it does not end by itself, with a status other than 0, but goes through.
+fn node_ends_or(
+    node: &mut Understudy,
+    through: impl Fn(&mut Understudy) -> Outcome,
+) -> Outcome<bool> {
+    for _ in 0..40 {
+        let process = node.process().ok_or("it does not run")?;
+        if let Some(status) = process.ended()? {
+            let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
+            let clear = status.code().is_some_and(|code| code != 0) && said.contains("descriptor");
+            node.kill();
+            return ensure(clear, || format!("{status}\n{said}")).map(|()| false);
+        }
+        if node.socket().exists() && node.status().is_ok() {
+            return through(node).map(|()| true);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(250));
+    }
+    Err(format!("neither here nor there\n{}", node.log_tail()))
+}
