@@ -19,8 +19,9 @@ use std::time::Duration;
 use toml::de::DeTable;
 use tuning::{Cores, Profile};
 
-/// Files larger than this are no configuration of ours.
-const FILE_BYTES_MAX: u64 = 16 << 20;
+/// Files larger than this are no configuration of ours: it is room for thousands of links, and a
+/// tree of single words takes hundreds of times the bytes of its text.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq)]
