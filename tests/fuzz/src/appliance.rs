@@ -12,8 +12,11 @@ use regex::Regex;
 use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// A configuration is the owner's own: its tree, with the place of every word in it, costs more.
-const CONFIGURATION_FACTOR: usize = 512;
+/// A configuration is the owner's own, and its size is limited: its tree, with a table for every
+/// dot in a key and the place of every word, costs more.
+const CONFIGURATION_FACTOR: usize = 1024;
+/// A key may have some eighty dots.
+const CONFIGURATION_BASE_BYTES: usize = 128 << 10;
 /// What a link's expressions may take while they are compiled, each.
 const EXPRESSION_BYTES_MAX: usize = 16 << 20;
 
@@ -21,8 +24,9 @@ const EXPRESSION_BYTES_MAX: usize = 16 << 20;
 pub fn configuration(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let expressions = text.matches('/').count();
-    let bytes_max =
-        memory::BASE_BYTES + CONFIGURATION_FACTOR * text.len() + expressions * EXPRESSION_BYTES_MAX;
+    let bytes_max = CONFIGURATION_BASE_BYTES
+        + CONFIGURATION_FACTOR * text.len()
+        + expressions * EXPRESSION_BYTES_MAX;
     let path = Path::new("u.toml");
     match memory::within(bytes_max, || Config::parse(text, path)) {
         Ok(config) => {

@@ -103,4 +103,16 @@ mod tests {
         });
         assert!(grown.is_err(), "old and new block at once");
     }
+
+    #[test]
+    fn a_decoder_that_believes_lengths_is_caught() {
+        use kafka_protocol::messages::ApiVersionsResponse;
+        use kafka_protocol::protocol::Decodable;
+        // No error, and a million rows that do not follow.
+        let mut lie = bytes::Bytes::from_static(&[0, 0, 0, 0x10, 0, 0]);
+        let decode = std::panic::AssertUnwindSafe(|| {
+            bounded(lie.len(), || ApiVersionsResponse::decode(&mut lie, 0).is_ok())
+        });
+        assert!(std::panic::catch_unwind(decode).is_err());
+    }
 }
