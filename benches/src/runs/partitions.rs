@@ -20,7 +20,7 @@ pub const BENCH: Bench = Bench {
 
 /// Size of a chunk, and the rate of all partitions together, MiB/s: the same for all numbers of
 /// partitions, below what the largest number manages.
-const CHUNKS: [(usize, f64); 2] = [(64 << 10, 512.0), (4 << 10, 64.0)];
+const CHUNKS: [(usize, f64); 2] = [(64 << 10, 256.0), (4 << 10, 32.0)];
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     let counts: &[i32] = options.unless_quick(&[16, 1000, 10_000], &[16, 500]);
