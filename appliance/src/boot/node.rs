@@ -300,8 +300,8 @@ async fn open_store(
         // Without it nobody knows which topics had failed over: fetching over those would destroy
         // the only copy.
         return Err(BootError::Metadata(format!(
-            "the metadata store {} is missing or empty, but {} partitions are on the disks: bring the store \
-             back, or move the partitions' folders away to begin anew",
+            "the metadata store {} is missing or empty, but {} partitions are on the disks: bring \
+             the store back, or move the partitions' folders away to begin anew",
             path.display(),
             found.len()
         )));
