@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::thread;
 
 use ring::{Share, spawn};
-use storage::log::{Log, LogSettings};
+use storage::log::{Log, LogError, LogSettings, LogState};
 use storage::names::LogId;
+use storage::position::Positions;
 use storage::store::{Store, StoreConfig};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -19,9 +20,11 @@ use crate::control::{
     Assign, Command, Event, LinkSettings, Mode, PartitionKey, Refused, Sealed, ShardConfig,
     ShardStats, ShardStatus,
 };
-use crate::limits::{COMMANDS_WAITING_MAX, MAINTENANCE_INTERVAL, OPENS_AT_ONCE, POOL_INTERVAL};
+use crate::limits::{
+    COMMANDS_WAITING_MAX, FULL_DISK_PATIENCE, MAINTENANCE_INTERVAL, OPENS_AT_ONCE, POOL_INTERVAL,
+};
 use crate::link::Link;
-use crate::partition::Partition;
+use crate::partition::{Condition, Partition};
 
 /// Why a shard could not start.
 #[derive(Debug, Error)]
@@ -200,7 +203,14 @@ impl Shard {
 
     fn set_link(self: &Rc<Self>, name: Arc<str>, settings: LinkSettings) {
         match self.link(&name) {
-            Some(link) => link.set_settings(settings),
+            Some(link) => {
+                let (batch_bytes_max, undo_window) =
+                    (settings.batch_bytes_max, settings.undo_window);
+                link.set_settings(settings);
+                for log in link.partitions().iter().filter_map(|partition| partition.log()) {
+                    log.set_limits(batch_bytes_max, undo_window);
+                }
+            }
             None => {
                 let link = Link::new(Arc::clone(&name), Rc::clone(self), settings);
                 self.links.borrow_mut().insert(name, link);
@@ -295,6 +305,7 @@ impl Shard {
             segment_bytes: u64::from(assign.segment_bytes),
             segment_ms: assign.segment_ms,
             batch_bytes_max: link.batch_bytes_max,
+            undo_window: link.undo_window,
             start_offset_if_new: start.unwrap_or(0),
         };
         match self.store.open_log(id.clone(), settings).await {
@@ -339,7 +350,10 @@ impl Shard {
             if topics.is_some() {
                 partition.set_mode(Mode::Replicate, ring::wall_ms());
             }
-            partition.clear(ring::wall_ms());
+            // What runs well goes on as it does; everything else begins anew.
+            if partition.fetcher().is_none() || partition.condition() != Condition::Fine {
+                partition.clear(ring::wall_ms());
+            }
         }
         match topics {
             None => link.resume(),
@@ -365,7 +379,7 @@ impl Shard {
                     let Some(log) = partition.log() else {
                         return Sealed { key, end_offset: 0, last_epoch: None, error: None };
                     };
-                    let flushed = log.flush().await;
+                    let flushed = flush_if_possible(&log).await;
                     let positions = log.positions();
                     Sealed {
                         key,
@@ -477,5 +491,18 @@ impl Shard {
         // Links point back here: without this the shard, and the lock on its directories, leaks.
         self.links.borrow_mut().clear();
         self.partitions.borrow_mut().clear();
+    }
+}
+
+/// Flushes what has come; on a disk that stays full, what could be written is all there is.
+async fn flush_if_possible(log: &Log) -> Result<Positions, LogError> {
+    loop {
+        match ring::timeout(FULL_DISK_PATIENCE, log.flush()).await {
+            Ok(flushed) => return flushed,
+            Err(_) if log.state() == LogState::DiskFull => {
+                return Err(LogError::State(LogState::DiskFull));
+            }
+            Err(_) => {}
+        }
     }
 }

@@ -58,9 +58,11 @@ impl Log {
         if offset >= self.positions().received.0.offset {
             return Ok(());
         }
+        self.flags.cutting.set(true);
         self.inner.borrow_mut().closing_down = true;
         let result = self.truncate_settled(offset).await;
         self.inner.borrow_mut().closing_down = false;
+        self.flags.cutting.set(false);
         self.changed.notify();
         self.touch();
         result

@@ -22,6 +22,7 @@ pub fn combine(first: u32, second: u32, second_bytes: u64) -> u32 {
 }
 
 /// A CRC-32C taken over pieces: a batch may lie in several buffers.
+#[derive(Clone)]
 pub struct Crc32c(Digest);
 
 impl Crc32c {

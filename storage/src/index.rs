@@ -178,10 +178,26 @@ impl Indexes {
 
     /// Takes what is pending, to be appended to the files.
     pub fn take(&mut self) -> IndexBytes {
+        let pending = self.pending();
+        self.offsets.clear();
+        self.times.clear();
+        self.aborted.clear();
+        pending
+    }
+
+    /// What was taken could not be appended: it comes before everything since.
+    pub fn put_back(&mut self, taken: &IndexBytes) {
+        self.offsets.splice(0..0, read_offsets(&taken.offsets.1).iter().copied());
+        self.times.splice(0..0, read_times(&taken.times.1).iter().copied());
+        self.aborted.splice(0..0, read_aborted(&taken.aborted.1).iter().copied());
+    }
+
+    /// What is pending.
+    pub fn pending(&self) -> IndexBytes {
         let [offsets_end, times_end, aborted_end] = self.state.file_bytes();
-        let offsets = std::mem::take(&mut self.offsets).as_bytes().to_vec();
-        let times = std::mem::take(&mut self.times).as_bytes().to_vec();
-        let aborted = std::mem::take(&mut self.aborted).as_bytes().to_vec();
+        let offsets = self.offsets.as_bytes().to_vec();
+        let times = self.times.as_bytes().to_vec();
+        let aborted = self.aborted.as_bytes().to_vec();
         IndexBytes {
             offsets: (offsets_end - offsets.len() as u64, offsets),
             times: (times_end - times.len() as u64, times),

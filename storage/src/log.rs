@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use ring::{Class, Instant, Lease};
 use thiserror::Error;
@@ -42,6 +43,8 @@ pub struct LogSettings {
     pub segment_ms: i64,
     /// The largest batch taken.
     pub batch_bytes_max: u32,
+    /// How long files below the visible log start are kept.
+    pub undo_window: Duration,
     /// Where a new log begins.
     pub start_offset_if_new: i64,
     /// Index of the data directory.
@@ -49,13 +52,14 @@ pub struct LogSettings {
 }
 
 impl Default for LogSettings {
-    /// Kafka's defaults, and batches up to 16 MiB.
+    /// Kafka's defaults, batches up to 16 MiB, hidden files for a day.
     fn default() -> Self {
         LogSettings {
             topic_id: None,
             segment_bytes: SEGMENT_BYTES_MAX,
             segment_ms: 7 * 24 * 60 * 60 * 1000,
             batch_bytes_max: 16 << 20,
+            undo_window: Duration::from_secs(24 * 60 * 60),
             start_offset_if_new: 0,
             data_dir: 0,
         }
@@ -153,6 +157,8 @@ pub(crate) struct Flags {
     pub working: Cell<bool>,
     pub timed: Cell<bool>,
     pub dirty: Cell<bool>,
+    /// The end is being cut back.
+    pub cutting: Cell<bool>,
 }
 
 /// A partition's log.
@@ -212,6 +218,11 @@ impl Log {
             LogState::Healthy if inner.disk_full => LogState::DiskFull,
             _ => inner.state.clone(),
         }
+    }
+
+    /// Whether it takes records, now or when there is room again.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state(), LogState::Healthy | LogState::DiskFull)
     }
 
     /// The last batch, to be compared with the source's.
@@ -359,12 +370,23 @@ impl Log {
 
     /// Waits until all that is received now is on the device, and the checkpoint that says so, too:
     /// after it not even a crash followed by a failing device takes any of it back.
+    ///
+    /// While the end is being cut back, nothing of it is certain: that is waited for, too.
     pub async fn flush(&self) -> Result<Positions, LogError> {
-        self.write_out().await?;
-        if !self.volume.flush().await {
-            return Err(LogError::State(self.state()));
-        }
-        let positions = self.positions();
+        let positions = loop {
+            let seen = self.changed.count();
+            if self.flags.cutting.get() {
+                self.changed.after(seen).await;
+                continue;
+            }
+            self.write_out().await?;
+            if !self.volume.flush().await {
+                return Err(LogError::State(self.state()));
+            }
+            if !self.flags.cutting.get() {
+                break self.positions();
+            }
+        };
         if !self.volume.flush().await {
             return Err(LogError::State(self.state()));
         }
@@ -384,6 +406,10 @@ impl Log {
                 match &inner.state {
                     LogState::Healthy | LogState::DiskFull => {}
                     state => return Err(LogError::State(state.clone())),
+                }
+                if inner.disk_full && inner.closing_down && !self.flags.cutting.get() {
+                    // There may never be room, and the others wait to be closed.
+                    return Err(LogError::State(LogState::DiskFull));
                 }
                 if inner.written().offset >= target {
                     return Ok(());
@@ -520,7 +546,22 @@ impl Log {
     /// Whether it waits for housekeeping to look at it again.
     pub(crate) fn wants_housekeeping(&self) -> bool {
         let inner = self.inner.borrow();
-        inner.disk_full || !inner.expired.is_empty()
+        let unsent = inner.segments().any(|segment| segment.unsent() > 0);
+        inner.disk_full || !inner.expired.is_empty() || unsent
+    }
+
+    /// Nothing more of it waits for room on the disk.
+    pub(crate) fn forget_disk_full(&self) {
+        if self.inner.borrow().segments().all(|segment| segment.in_flight() == 0) {
+            self.set_disk_full(false);
+        }
+    }
+
+    /// Settings that may change while it is open.
+    pub fn set_limits(&self, batch_bytes_max: u32, undo_window: Duration) {
+        let mut inner = self.inner.borrow_mut();
+        inner.settings.batch_bytes_max = batch_bytes_max;
+        inner.settings.undo_window = undo_window;
     }
 
     /// The device failed this log: nothing above the flushed end is certain.
@@ -585,10 +626,12 @@ impl Log {
         }
     }
 
-    /// Moves retired segments whose undo window has passed to the list of those to delete.
+    /// Moves retired segments whose undo window has passed to the list of those to delete. On a full
+    /// disk there is none: what the source has deleted goes before what it still sends.
     pub(crate) fn retire_due(&self) {
         let mut inner = self.inner.borrow_mut();
-        let window = self.memory.undo_window();
+        let full = inner.disk_full || self.volume.full();
+        let window = if full { Duration::ZERO } else { inner.settings.undo_window };
         let now = ring::now();
         let due = |retired: &(Instant, i64)| now - retired.0 >= window;
         while let Some((_, base)) = pop_if(&mut inner.retired, due) {

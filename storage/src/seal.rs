@@ -138,6 +138,7 @@ pub struct Ends {
 }
 
 /// Gathers a segment's checksums as batches are appended.
+#[derive(Clone)]
 pub struct SealBuilder {
     strides: Vec<Stride>,
     /// Bytes before the first one seen here.

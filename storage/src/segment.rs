@@ -71,6 +71,7 @@ pub enum Urge {
 }
 
 /// A segment that gets no more batches.
+#[derive(Clone)]
 pub struct Finished {
     /// The base of the next one.
     pub next_base: i64,
@@ -249,7 +250,8 @@ impl Segment {
 
     /// A write failed. What it held is not on disk; nothing after it counts.
     pub fn abandon(&mut self, id: u64) {
-        self.flights.retain(|flight| flight.id != id);
+        // Those that were complete behind it would never be counted again.
+        self.flights.retain(|flight| flight.id != id && !flight.done);
         self.marks.clear();
     }
 
@@ -320,5 +322,29 @@ impl Segment {
             assert_eq!(tail.crc, crc::crc32c(old), "a written block changed");
         }
         run.pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_in_flight_once_all_writes_have_ended_also_badly() {
+        let mut segment = Segment::new(0, 0, None, 0);
+        for id in 0..3 {
+            segment.flights.push_back(Flight {
+                id,
+                end: (id + 1) * 4096,
+                tail: false,
+                done: false,
+            });
+        }
+        segment.complete(1);
+        segment.abandon(0);
+        assert_eq!(segment.in_flight(), 1);
+        segment.complete(2);
+        assert_eq!(segment.in_flight(), 0);
+        assert_eq!(segment.written.bytes, 0, "nothing behind the failed write counts");
     }
 }

@@ -24,19 +24,12 @@ pub struct StoreConfig {
     pub boot: Boot,
     /// The longest a written byte waits for a flush.
     pub flush_interval: Duration,
-    /// How long files below the visible log start are kept.
-    pub undo_window: Duration,
 }
 
 impl StoreConfig {
-    /// Flushes every second, keeps hidden files for a day.
+    /// Flushes every second.
     pub fn new(shard: u16, boot: Boot) -> StoreConfig {
-        StoreConfig {
-            shard,
-            boot,
-            flush_interval: Duration::from_secs(1),
-            undo_window: Duration::from_secs(24 * 60 * 60),
-        }
+        StoreConfig { shard, boot, flush_interval: Duration::from_secs(1) }
     }
 }
 
@@ -88,7 +81,7 @@ pub struct VolumeStats {
 impl Store {
     /// Opens the store on this thread's executor and starts its background tasks.
     pub async fn open(config: StoreConfig) -> Result<Rc<Store>, StoreError> {
-        let StoreConfig { shard, boot, flush_interval, undo_window } = config;
+        let StoreConfig { shard, boot, flush_interval } = config;
         let mut volumes = Vec::new();
         for path in boot.data_dirs() {
             // A first look, so that later errors of write-back are told to the flush. It may
@@ -103,7 +96,7 @@ impl Store {
         if volumes.is_empty() {
             return Err(StoreError::NoDataDir);
         }
-        Ok(Rc::new(Store { boot, volumes, memory: Rc::new(Memory::new(undo_window)) }))
+        Ok(Rc::new(Store { boot, volumes, memory: Rc::new(Memory::new()) }))
     }
 
     /// Opens a partition's log, recovering it if it exists.
@@ -166,19 +159,13 @@ impl Store {
 /// has begun and finds no other.
 pub struct Memory {
     reserved: Cell<usize>,
-    undo_window: Duration,
     /// The log that may take memory beyond the records' share, so that one at least can complete.
     holder: RefCell<Option<LogId>>,
 }
 
 impl Memory {
-    fn new(undo_window: Duration) -> Memory {
-        Memory { reserved: Cell::new(0), undo_window, holder: RefCell::new(None) }
-    }
-
-    /// How long files below the visible start are kept.
-    pub fn undo_window(&self) -> Duration {
-        self.undo_window
+    fn new() -> Memory {
+        Memory { reserved: Cell::new(0), holder: RefCell::new(None) }
     }
 
     /// Promises memory to a fetch. Half the budget at most is promised or held for records: the

@@ -18,6 +18,7 @@ use crate::testing::{self, Shape};
 mod crash;
 mod format;
 mod simulated;
+mod trouble;
 
 /// A data directory on a file system with direct I/O; /tmp is often memory.
 pub fn disk() -> TempDir {
@@ -334,12 +335,10 @@ fn the_visible_start_moves_at_once_and_files_go_after_the_window() {
     let dir = disk();
     let path = dir.path().to_owned();
     run(async move {
-        let boot = Boot::prepare(std::slice::from_ref(&path)).unwrap();
-        let mut config = StoreConfig::new(0, boot);
-        config.undo_window = std::time::Duration::ZERO;
-        let store = Store::open(config).await.unwrap();
+        let store = store(&path).await;
         let settings = LogSettings { segment_bytes: 10_000, ..LogSettings::default() };
         let (log, _) = open(&store, settings.clone()).await;
+        log.set_limits(settings.batch_bytes_max, std::time::Duration::ZERO);
         let bytes = testing::run(0..50, 1000);
         respond(&log, &bytes, 4000).unwrap();
         log.flush().await.unwrap();

@@ -199,6 +199,17 @@ impl Volume {
         }
     }
 
+    /// The same, for what found no room or no memory before.
+    fn look_again(self: &Rc<Self>, log: &Rc<Log>) {
+        if !log.has_job() {
+            log.forget_disk_full();
+        } else if !log.flags.working.replace(true) {
+            self.work.borrow_mut().push_back(Rc::clone(log));
+            self.work_added.notify();
+        }
+        self.touch(log);
+    }
+
     /// Sees to it that bytes of this log wait no longer than the limit.
     pub fn set_deadline(&self, log: &Rc<Log>) {
         if !log.flags.timed.replace(true) {
@@ -449,7 +460,7 @@ impl Volume {
             for log in self.logs() {
                 log.retire_due();
                 if log.wants_housekeeping() {
-                    self.touch(&log);
+                    self.look_again(&log);
                 }
             }
             ring::sleep(HOUSEKEEPING_INTERVAL).await;

@@ -14,7 +14,6 @@ use crate::names::{EPOCHS_FILE, Kind, PREPARED_FILE};
 use crate::recovery::{Corrupt, Stopped};
 use crate::scan::{lease_of_any_size, scan};
 use crate::seal::{Ends, Seal, SealBuilder, Stride};
-use crate::segment::Finished;
 use crate::volume::is_full;
 
 /// How log files are opened for appending.
@@ -40,8 +39,13 @@ enum Job {
 }
 
 impl Log {
-    /// Whether there is anything to do.
+    /// Whether there is anything to do. On a full disk housekeeping says when to try again.
     pub(crate) fn has_work(&self) -> bool {
+        !self.inner.borrow().disk_full && self.has_job()
+    }
+
+    /// Whether there would be anything to do, had the disk room.
+    pub(crate) fn has_job(&self) -> bool {
         self.next_job().is_some()
     }
 
@@ -57,7 +61,7 @@ impl Log {
                 Job::Delete { base } => self.delete_segment(base).await,
             };
             match result {
-                Ok(()) => {}
+                Ok(()) => self.set_disk_full(false),
                 Err(LogError::Io { source, .. }) if is_full(&source) => {
                     self.volume().set_full(true);
                     self.set_disk_full(true);
@@ -74,6 +78,10 @@ impl Log {
         let inner = self.inner.borrow();
         if !matches!(inner.state, LogState::Healthy) {
             return None;
+        }
+        let delete = inner.expired.first().map(|&base| Job::Delete { base });
+        if inner.disk_full && delete.is_some() {
+            return delete; // which makes room for everything else
         }
         let step_max = self.volume().space_step_max();
         for segment in inner.segments() {
@@ -98,7 +106,7 @@ impl Log {
         if let Some(bytes) = inner.wanted_prepared(step_max) {
             return Some(Job::PrepareNext { bytes });
         }
-        inner.expired.first().map(|&base| Job::Delete { base })
+        delete
     }
 
     pub(crate) fn path(&self, kind: Kind, offset: i64) -> PathBuf {
@@ -147,24 +155,25 @@ impl Log {
     }
 
     /// Cuts the oldest complete segment to its length, writes its indexes, the snapshot at its end
-    /// and, last, its seal. Only then do the segments after it count as written.
+    /// and, last, its seal. Only then do the segments after it count as written. Nothing is taken out
+    /// of the segment before that, for on a full disk all of it is done again. The epochs are saved
+    /// with it: a recovery that begins behind a sealed segment does not see those that began in it.
     async fn seal_oldest(&self) -> Result<(), LogError> {
         let (base, place, file, index_bytes, index, checksums, finished) = {
-            let mut inner = self.inner.borrow_mut();
-            let segment = inner.closing.front_mut().expect("looked at");
-            let index_bytes = segment.indexes.take();
+            let inner = self.inner.borrow();
+            let segment = inner.closing.front().expect("looked at");
+            let index_bytes = segment.indexes.pending();
             let index = segment.indexes.state();
-            let checksums = std::mem::replace(&mut segment.seal, SealBuilder::starting_at(0));
-            let finished = segment.finished.as_mut().expect("complete");
-            let snapshot = std::mem::take(&mut finished.snapshot);
-            let finished = Finished { snapshot, ..*finished };
+            let checksums = segment.seal.clone();
+            let finished = segment.finished.clone().expect("complete");
             let place = segment.received;
             (segment.base, place, segment.file.clone(), index_bytes, index, checksums, finished)
         };
         let path = self.path(Kind::Log, base);
         let file = file.expect("a written segment has a file");
         at(&path, file.truncate(place.bytes).await)?;
-        self.append_indexes(base, index_bytes).await?;
+        self.append_indexes(base, &index_bytes).await?;
+        self.save_epochs().await?;
         let next_base = finished.next_base;
         let snapshot = self.path(Kind::Snapshot, next_base);
         at(&snapshot, ring::fs::write(&snapshot, finished.snapshot).await)?;
@@ -225,25 +234,30 @@ impl Log {
 
     /// Saves indexes, producers and epochs as they are now, so that a recovery can begin here.
     pub(crate) async fn save(&self) -> Result<(), LogError> {
-        let (base, index_bytes, replay, snapshot, epochs, strays) = {
+        let (base, index_bytes, replay, snapshot, strays) = {
             let mut inner = self.inner.borrow_mut();
             inner.producers.expire(ring::wall_ms());
             let snapshot = (!inner.producers.is_empty()).then(|| inner.producers.encode());
             let epoch = inner.checker.last_epoch();
             let replay = inner.active.replay(epoch, snapshot.is_some());
-            let epochs = std::mem::take(&mut inner.epochs_dirty).then(|| inner.epochs.format());
             let strays = std::mem::take(&mut inner.stray_snapshots);
             let index_bytes = inner.active.indexes.take();
-            (inner.active.base, index_bytes, replay, snapshot, epochs, strays)
+            (inner.active.base, index_bytes, replay, snapshot, strays)
         };
-        self.append_indexes(base, index_bytes).await?;
+        if let Err(error) = self.append_indexes(base, &index_bytes).await {
+            // On a full disk it is done again.
+            let mut inner = self.inner.borrow_mut();
+            inner.stray_snapshots.extend(strays);
+            if let Some(segment) = inner.segments_mut().find(|segment| segment.base == base) {
+                segment.indexes.put_back(&index_bytes);
+            }
+            return Err(error);
+        }
         if let Some(snapshot) = snapshot {
             let path = self.path(Kind::Snapshot, replay.place.offset);
             at(&path, ring::fs::write(&path, snapshot).await)?;
         }
-        if let Some(epochs) = epochs {
-            self.write_epochs(epochs).await?;
-        }
+        self.save_epochs().await?;
         for offset in strays {
             let path = self.path(Kind::Snapshot, offset);
             let _ = ring::fs::remove_file(&path).await;
@@ -253,7 +267,19 @@ impl Log {
         Ok(())
     }
 
-    pub(crate) async fn write_epochs(&self, text: String) -> Result<(), LogError> {
+    /// Saves the epochs if one has come or gone.
+    async fn save_epochs(&self) -> Result<(), LogError> {
+        let text = {
+            let mut inner = self.inner.borrow_mut();
+            std::mem::take(&mut inner.epochs_dirty).then(|| inner.epochs.format())
+        };
+        let Some(text) = text else { return Ok(()) };
+        let written = self.write_epochs(text).await;
+        self.inner.borrow_mut().epochs_dirty |= written.is_err();
+        written
+    }
+
+    async fn write_epochs(&self, text: String) -> Result<(), LogError> {
         let path = self.folder().join(EPOCHS_FILE);
         let new = self.folder().join(format!("{EPOCHS_FILE}.tmp"));
         at(&new, ring::fs::write(&new, text.into_bytes()).await)?;
@@ -263,18 +289,18 @@ impl Log {
     pub(crate) async fn append_indexes(
         &self,
         base: i64,
-        bytes: IndexBytes,
+        bytes: &IndexBytes,
     ) -> Result<(), LogError> {
         for (kind, (position, bytes)) in [
-            (Kind::Index, bytes.offsets),
-            (Kind::TimeIndex, bytes.times),
-            (Kind::TxnIndex, bytes.aborted),
+            (Kind::Index, &bytes.offsets),
+            (Kind::TimeIndex, &bytes.times),
+            (Kind::TxnIndex, &bytes.aborted),
         ] {
             // Kafka creates the first two always, the third when it is needed.
-            let needed = !bytes.is_empty() || (position == 0 && kind != Kind::TxnIndex);
+            let needed = !bytes.is_empty() || (*position == 0 && kind != Kind::TxnIndex);
             if needed {
                 let path = self.path(kind, base);
-                at(&path, append_file(&path, position, &bytes).await)?;
+                at(&path, append_file(&path, *position, bytes).await)?;
             }
         }
         Ok(())

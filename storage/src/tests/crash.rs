@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Copies a live data directory as a crash would leave it (everything handed to the kernel stays).
-fn snapshot(from: &Path, to: &Path) {
+pub fn snapshot(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -23,18 +23,18 @@ struct Known {
     torn: RefCell<u64>,
 }
 
-fn settings() -> LogSettings {
+pub fn settings() -> LogSettings {
     LogSettings { segment_bytes: 40_000, ..LogSettings::default() }
 }
 
 /// The batch at an offset; everything about it follows from the offset.
-fn batch(base: i64) -> Vec<u8> {
+pub fn batch(base: i64) -> Vec<u8> {
     let body = (base * 7919 % 3000) as usize;
     let producer = (base % 3 == 0).then_some((base % 5, 0, base as i32));
     Shape { body, epoch: (base / 50) as i32, producer, ..Shape::at(base) }.bytes()
 }
 
-async fn simulated_store() -> Rc<Store> {
+pub async fn simulated_store() -> Rc<Store> {
     let boot = Boot::prepare_simulated(&[PathBuf::from("/data")]).await.unwrap();
     let mut config = StoreConfig::new(0, boot);
     config.flush_interval = std::time::Duration::from_millis(20);
@@ -56,7 +56,7 @@ async fn reopen(store: &Store, known: &Known) -> Rc<Log> {
 }
 
 /// Every batch of every segment is the one that was sent, none is missing.
-async fn compare(log: &Log, end: i64) {
+pub async fn compare(log: &Log, end: i64) {
     let mut next = 0;
     let mut names: Vec<String> = ring::fs::read_dir(log.folder())
         .await

@@ -1,0 +1,185 @@
+//! A full disk, a crash behind a sealed segment, a barrier while the end is cut back.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ring::Config;
+use ring::sim::{Faults, Simulation, for_seeds};
+
+use super::crash::snapshot;
+use super::simulated::{batch, compare, settings, simulated_store};
+use super::*;
+use crate::checkpoint::Replay;
+use crate::index;
+use crate::scan::scan;
+
+/// Every entry of every offset index names a batch, and none is missing in between.
+async fn check_indexes(log: &Log) {
+    for entry in ring::fs::read_dir(log.folder()).await.unwrap() {
+        let name = entry.name.into_string().unwrap();
+        let Some(base) = name.strip_suffix(".index") else { continue };
+        let base: i64 = base.parse().unwrap();
+        let path = log.folder().join(Kind::Log.name(base));
+        let mut batches = BTreeSet::new();
+        let from = Replay::segment_start(base, None, false);
+        scan(&path, &from, u64::MAX, |found| {
+            batches.insert((found.position, found.batch.last_offset - base));
+            true
+        })
+        .await;
+        let bytes = ring::fs::read(log.folder().join(&name), 1 << 20).await.unwrap();
+        let mut before = 0;
+        for entry in index::read_offsets(&bytes) {
+            let (at, offset) = (u64::from(entry.position.get()), entry.relative_offset.get());
+            assert!(batches.contains(&(at, i64::from(offset))), "{name}: {entry:?}");
+            assert!(at > before, "{name}: {entry:?} after {before}");
+            before = at;
+        }
+    }
+}
+
+async fn fill(full: Rc<Cell<u32>>, room: Rc<Cell<bool>>) {
+    let store = simulated_store().await;
+    let (log, _) = open(&store, settings()).await;
+    while !room.get() {
+        match log.state() {
+            LogState::Healthy => {
+                let next = log.positions().received.0.offset;
+                let bytes: Vec<u8> = (next..next + 5).flat_map(batch).collect();
+                if log.reserve(bytes.len()) {
+                    log.release();
+                    respond(&log, &bytes, 3000).unwrap();
+                } else {
+                    full.set(full.get() + 1);
+                }
+                ring::sleep(Duration::from_micros(1000 + ring::random() % 5000)).await;
+            }
+            LogState::DiskFull => {
+                full.set(full.get() + 1);
+                ring::sleep(Duration::from_millis(100)).await;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut tries = 0;
+    while log.state() == LogState::DiskFull {
+        ring::sleep(Duration::from_millis(100)).await;
+        tries += 1;
+        assert!(tries < 100, "it stays full: {:?} {}", log.positions(), log.has_job());
+    }
+    tries = 0;
+    while !log.reserve(100_000) {
+        ring::sleep(Duration::from_millis(100)).await;
+        tries += 1;
+        assert!(tries < 100, "{:?} {:?} {:?}", log.state(), ring::memory(), log.positions());
+    }
+    log.release();
+    let next = log.positions().received.0.offset;
+    respond(&log, &(next..next + 40).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+    let flushed = ring::timeout(Duration::from_secs(100), log.flush()).await;
+    flushed.expect("room").unwrap();
+    store.close().await;
+    compare(&log, next + 40).await;
+    check_indexes(&log).await;
+    drop((log, store));
+    let store = simulated_store().await;
+    let (log, recovered) = open(&store, settings()).await;
+    assert_eq!((recovered.corrupt, recovered.positions.received.0.offset), (None, next + 40));
+    compare(&log, next + 40).await;
+    store.close().await;
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_spoils_nothing() {
+    for_seeds(1, 60, |seed| {
+        let mut sim = Simulation::new(seed, Faults::default());
+        let machine = sim.machine();
+        let bytes = 100_000 + sim.random_below(300_000);
+        sim.disk(machine, |disk| disk.set_capacity(bytes));
+        let (full, room) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+        let executor = sim.executor_on(machine, Config::small());
+        let task = fill(Rc::clone(&full), Rc::clone(&room));
+        let task = sim.spawn_on(executor, ring::Share::Replicate, task);
+        sim.run_until(|_| full.get() > 0);
+        let before = sim.steps();
+        sim.run_for(Duration::from_secs(5));
+        let steps = sim.steps() - before;
+        assert!(steps < 20_000, "{steps} steps in five seconds of waiting for room");
+        sim.disk(machine, |disk| disk.set_capacity(1 << 40));
+        room.set(true);
+        sim.run_until(|_| task.is_finished());
+    });
+}
+
+#[test]
+fn a_full_disk_does_not_keep_a_store_from_closing() {
+    let mut sim = Simulation::new(7, Faults::default());
+    let machine = sim.machine();
+    sim.disk(machine, |disk| disk.set_capacity(200_000));
+    let (full, room) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+    let executor = sim.executor_on(machine, Config::small());
+    let seen = Rc::clone(&full);
+    let task = async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        while log.state() == LogState::Healthy {
+            let next = log.positions().received.0.offset;
+            respond(&log, &(next..next + 5).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+            ring::sleep(Duration::from_millis(3)).await;
+        }
+        seen.set(1);
+        store.close().await;
+        room.set(true);
+    };
+    let task = sim.spawn_on(executor, ring::Share::Replicate, task);
+    sim.run_until(|_| full.get() > 0);
+    sim.run_for(Duration::from_secs(30));
+    assert!(task.is_finished(), "the store waits for room");
+}
+
+#[test]
+fn an_epoch_that_began_in_a_sealed_segment_survives_a_crash() {
+    let (live, copy) = (disk(), disk());
+    let (from, to) = (live.path().to_owned(), copy.path().to_owned());
+    run(async move {
+        let settings = LogSettings { segment_bytes: 20_000, ..LogSettings::default() };
+        let store = store(&from).await;
+        let (log, _) = open(&store, settings.clone()).await;
+        let epoch_of = |base: i64| if base < 15 { 1 } else { 2 };
+        for base in 0..30 {
+            let bytes = Shape { body: 1000, epoch: epoch_of(base), ..Shape::at(base) }.bytes();
+            respond(&log, &bytes, 4000).unwrap();
+        }
+        log.flush().await.unwrap();
+        assert_eq!(log.end_offset_for_epoch(1), Some((1, 15)));
+        snapshot(&from, &to);
+        let crashed = self::store(&to).await;
+        let (recovered, _) = open(&crashed, settings).await;
+        assert_eq!(recovered.positions().received.0.offset, 30);
+        assert_eq!(recovered.end_offset_for_epoch(1), Some((1, 15)));
+        crashed.close().await;
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_flush_waits_until_the_end_has_been_cut_back() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let store = store(&path).await;
+        let (log, _) = open(&store, LogSettings::default()).await;
+        respond(&log, &testing::run(0..100, 1000), 4000).unwrap();
+        log.flush().await.unwrap();
+        let cutting = Rc::clone(&log);
+        let cut = ring::spawn(ring::Share::Replicate, async move { cutting.truncate_to(60).await });
+        while log.positions().flushed.0.offset == 100 {
+            ring::yield_now().await;
+        }
+        let positions = log.flush().await.unwrap();
+        assert_eq!((positions.flushed.0.offset, positions.received.0.offset), (60, 60));
+        cut.await.unwrap();
+        store.close().await;
+    });
+}
