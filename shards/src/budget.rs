@@ -4,11 +4,15 @@
 //! already lent out stays below the arena's part for records: a slow disk, whose writes hold
 //! memory, so pushes back on the fetch. The reserve is also why nothing deadlocks: memory that is
 //! lent comes back when a write ends, which needs no further memory for records.
+//!
+//! A fetch that waits at the source holds its part all the while. So each connection is given no
+//! more than its share, and whoever finds too little stands in line: one that has just been served
+//! comes after those that wait.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
-
-use ring::Class;
+use std::time::Duration;
 
 use crate::limits::{FETCH_BYTES_MIN, RESERVABLE_PERCENT};
 
@@ -16,6 +20,19 @@ use crate::limits::{FETCH_BYTES_MIN, RESERVABLE_PERCENT};
 #[derive(Default)]
 pub struct Budget {
     reserved: Cell<usize>,
+    /// Connections that fetch.
+    sharers: Cell<usize>,
+    line: RefCell<VecDeque<u64>>,
+    tickets: Cell<u64>,
+}
+
+/// A connection that fetches; on drop the others' shares grow.
+pub struct Sharer(Rc<Budget>);
+
+/// A place in the line, given up on drop.
+struct Place<'a> {
+    budget: &'a Budget,
+    ticket: u64,
 }
 
 /// A part of the budget, given back on drop.
@@ -25,24 +42,67 @@ pub struct Reserved {
 }
 
 impl Budget {
-    /// Reserves up to `bytes_max`, at least a little, waiting until there is so much.
+    /// One more connection takes part.
+    pub fn share(budget: &Rc<Budget>) -> Sharer {
+        budget.sharers.set(budget.sharers.get() + 1);
+        Sharer(Rc::clone(budget))
+    }
+
+    /// Reserves up to `bytes_max` or a fair share, at least a little, waiting in line until there
+    /// is so much.
     pub async fn reserve(budget: &Rc<Budget>, bytes_max: usize) -> Reserved {
+        let place = budget.stand_in_line();
         loop {
-            let bytes = budget.available().min(bytes_max);
-            if bytes >= FETCH_BYTES_MIN.min(bytes_max) {
+            let ahead = place.ahead();
+            let bytes = budget.available().min(budget.fair_share(bytes_max));
+            if ahead == 0 && bytes >= FETCH_BYTES_MIN.min(bytes_max) {
                 budget.reserved.set(budget.reserved.get() + bytes);
                 return Reserved { budget: Rc::clone(budget), bytes };
             }
-            // In line for memory: whoever frees some lets us look again.
-            drop(ring::lease(FETCH_BYTES_MIN, Class::Records).await);
-            ring::sleep(std::time::Duration::from_millis(1)).await;
+            ring::sleep(LOOK_AGAIN * (ahead as u32 + 1)).await;
         }
     }
 
+    fn stand_in_line(&self) -> Place<'_> {
+        let ticket = self.tickets.get();
+        self.tickets.set(ticket + 1);
+        self.line.borrow_mut().push_back(ticket);
+        Place { budget: self, ticket }
+    }
+
+    fn fair_share(&self, bytes_max: usize) -> usize {
+        let share = reservable() / self.sharers.get().max(1);
+        share.max(FETCH_BYTES_MIN).min(bytes_max)
+    }
+
     fn available(&self) -> usize {
-        let memory = ring::memory();
-        let reservable = memory.total / 100 * RESERVABLE_PERCENT;
-        reservable.saturating_sub(memory.used).saturating_sub(self.reserved.get())
+        reservable().saturating_sub(ring::memory().used).saturating_sub(self.reserved.get())
+    }
+}
+
+/// How soon the first in line looks again; those behind it later.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+fn reservable() -> usize {
+    ring::memory().total / 100 * RESERVABLE_PERCENT
+}
+
+impl Place<'_> {
+    fn ahead(&self) -> usize {
+        let line = self.budget.line.borrow();
+        line.iter().position(|ticket| *ticket == self.ticket).expect("it stands in line")
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.budget.line.borrow_mut().retain(|ticket| *ticket != self.ticket);
+    }
+}
+
+impl Drop for Sharer {
+    fn drop(&mut self) {
+        self.0.sharers.set(self.0.sharers.get() - 1);
     }
 }
 

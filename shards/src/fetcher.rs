@@ -172,6 +172,7 @@ impl Fetcher {
         self.shared.socket.set(Some(connection.watch_close()));
         self.session.moved();
         self.start_over();
+        let _sharer = self.link.share_memory();
         loop {
             self.apply_changes();
             if self.by_uid.is_empty() {
@@ -310,11 +311,23 @@ impl Fetcher {
         self.members.get(key as usize)?.as_ref()
     }
 
+    /// The partition of a key, if it is still this fetcher's: what an answer says of one that has
+    /// gone elsewhere meanwhile is no longer of interest.
+    fn owned(&self, key: u32) -> Option<Rc<Partition>> {
+        let member = self.member(key)?;
+        (member.partition.term() == member.term).then(|| Rc::clone(&member.partition))
+    }
+
     /// Asks for a member's records from its end on.
     fn want(&mut self, key: u32) {
-        let Some(member) = self.member(key) else { return };
-        let partition = &member.partition;
+        let Some(partition) = self.owned(key) else { return };
         let Some(log) = partition.log() else { return };
+        if log.state() == LogState::DiskFull {
+            // Its bytes stay in memory, which is everybody's: no more of them.
+            self.session.unwant(key);
+            self.blocked.push(key);
+            return;
+        }
         let positions = log.positions();
         // Below the size of a batch, a source serves one partition per answer (KIP-74).
         let batch_bytes = log.last_batch().map_or(0, |last| last.bytes.next_power_of_two());

@@ -43,3 +43,5 @@ pub const FRUITLESS_ANSWERS_FREE: u32 = 16;
 pub const FRUITLESS_PAUSE: Duration = Duration::from_millis(2);
 /// The longest of these pauses.
 pub const FRUITLESS_PAUSE_MAX: Duration = Duration::from_millis(250);
+/// How long a failover waits for room on a full disk, before it ends with what could be written.
+pub const FULL_DISK_PATIENCE: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use net::rate_limit::RateLimit;
 use ring::{Share, Task};
 use tokio::sync::mpsc;
 
-use crate::budget::{Budget, Reserved};
+use crate::budget::{Budget, Reserved, Sharer};
 use crate::control::{ClusterView, Event, FaultCode, LinkSettings};
 use crate::fetcher::{Fetcher, FetcherShared, Kind};
 use crate::limits::POOL_INTERVAL;
@@ -31,7 +31,8 @@ pub struct Link {
     leaders: RefCell<HashMap<(Arc<str>, i32), Leader>>,
     partitions: RefCell<BTreeMap<u64, Rc<Partition>>>,
     brokers: RefCell<BTreeMap<i32, BrokerPool>>,
-    retries: RefCell<Vec<Rc<Partition>>>,
+    /// Partitions that are tried again at a time they know.
+    retries: RefCell<BTreeMap<u64, Rc<Partition>>>,
     rate: RefCell<Option<RateLimit>>,
     backfill_rate: RefCell<Option<RateLimit>>,
     stale_told: Cell<Option<ring::Instant>>,
@@ -94,7 +95,7 @@ impl Link {
     pub fn remove(&self, partition: &Partition) {
         self.detach(partition);
         self.partitions.borrow_mut().remove(&partition.uid);
-        self.retries.borrow_mut().retain(|other| other.uid != partition.uid);
+        self.retries.borrow_mut().remove(&partition.uid);
     }
 
     pub fn partitions(&self) -> Vec<Rc<Partition>> {
@@ -222,18 +223,23 @@ impl Link {
         fetchers.filter(|(shared, _)| shared.connected.get()).count() as u32
     }
 
+    /// Looks at a partition again when its time comes, if it is still one of ours.
     pub fn retry_later(&self, partition: &Rc<Partition>) {
-        self.retries.borrow_mut().push(Rc::clone(partition));
+        if self.partitions.borrow().contains_key(&partition.uid) {
+            self.retries.borrow_mut().insert(partition.uid, Rc::clone(partition));
+        }
     }
 
     /// Partitions whose time has come are tried again.
     pub fn retry_due(self: &Rc<Self>) {
         let now_ms = ring::wall_ms();
         let waiting = self.retries.take();
-        for partition in waiting {
+        for (uid, partition) in waiting {
             partition.retry_due(now_ms);
             match partition.condition() {
-                Condition::Waiting { .. } => self.retries.borrow_mut().push(partition),
+                Condition::Waiting { .. } | Condition::NoLeader { retry_at_ms: Some(_), .. } => {
+                    self.retries.borrow_mut().insert(uid, partition);
+                }
                 _ => self.place(&partition),
             }
         }
@@ -277,6 +283,11 @@ impl Link {
         for partition in moving {
             self.place(&partition);
         }
+    }
+
+    /// One more connection shares the memory for fetches.
+    pub fn share_memory(&self) -> Sharer {
+        Budget::share(&self.shard.budget)
     }
 
     /// Memory for one fetch, waiting for it.

@@ -73,8 +73,9 @@ struct Source {
 pub enum Condition {
     /// Nothing is wrong; perhaps not compared yet.
     Fine,
-    /// Waits for control to say who leads it.
-    NoLeader { reason: String },
+    /// Waits for control to say who leads it; or for the next try with the same, who may only not
+    /// have heard of it yet.
+    NoLeader { reason: String, retry_at_ms: Option<i64> },
     /// Its connection is down and will be tried again.
     SourceAway { reason: String, retry_at_ms: i64 },
     /// Waits for its next try.
@@ -177,9 +178,17 @@ impl Partition {
         self.repeated.get()
     }
 
-    /// Nobody leads it, or not whom we thought.
+    /// Nobody leads it.
     pub fn no_leader(&self, reason: String, now_ms: i64) {
-        self.set_condition(Condition::NoLeader { reason }, now_ms);
+        self.set_condition(Condition::NoLeader { reason, retry_at_ms: None }, now_ms);
+    }
+
+    /// Its leader says that it is none. Control is asked, but may have nothing new to say: then the
+    /// same one is tried again after a pause that grows.
+    pub fn refused_by_leader(&self, reason: String, random: u64, now_ms: i64) {
+        let pause = self.backoff.borrow_mut().failed(random);
+        let retry_at_ms = Some(now_ms + pause.as_millis() as i64);
+        self.set_condition(Condition::NoLeader { reason, retry_at_ms }, now_ms);
     }
 
     /// A person has to decide.
@@ -205,7 +214,8 @@ impl Partition {
     /// The time of the next try has come.
     pub fn retry_due(&self, now_ms: i64) {
         let due = match &*self.condition.borrow() {
-            Condition::Waiting { retry_at_ms, .. } => *retry_at_ms <= now_ms,
+            Condition::Waiting { retry_at_ms, .. }
+            | Condition::NoLeader { retry_at_ms: Some(retry_at_ms), .. } => *retry_at_ms <= now_ms,
             _ => false,
         };
         if due {
@@ -396,7 +406,9 @@ impl Partition {
             | Condition::SourceAway { reason, retry_at_ms } => {
                 (PartitionState::Retrying, Some(reason), Some(retry_at_ms))
             }
-            Condition::NoLeader { reason } => (PartitionState::Retrying, Some(reason), None),
+            Condition::NoLeader { reason, retry_at_ms } => {
+                (PartitionState::Retrying, Some(reason), retry_at_ms)
+            }
             Condition::Fine if self.unchecked.get() || self.fetcher.borrow().is_none() => {
                 (PartitionState::Starting, None, None)
             }

@@ -6,7 +6,7 @@ use net::ErrorCode;
 use net::fetch::{End, EpochEnd, Flow, PartitionHead, RecordSink, Take};
 use ring::{Class, Lease};
 use storage::check::AppendError;
-use storage::log::{AppendLimits, LastBatch, Log};
+use storage::log::{AppendLimits, LastBatch, Log, LogState};
 
 use crate::check::head_bytes;
 use crate::limits::COMPARE_LEASE_BYTES;
@@ -126,8 +126,14 @@ impl<'a> Sink<'a> {
         if partition.term() != member.term {
             return Take::Skip;
         }
+        let before = log.positions().received.0.offset;
+        if log.state() != LogState::Healthy {
+            let error = AppendError::NotHealthy;
+            self.outcome.troubles.push((self.key, Trouble::Append { error, began_at: before }));
+            return Take::Skip;
+        }
         // A source that claims to start beyond what it just let us ask for is not believed.
-        if head.log_start_offset <= log.positions().received.0.offset {
+        if head.log_start_offset <= before {
             log.advance_start(head.log_start_offset);
         }
         if head.records_bytes == 0 {
@@ -143,7 +149,7 @@ impl<'a> Sink<'a> {
             leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
         });
         self.now = Now::Appending(Appending {
-            before: log.positions().received.0.offset,
+            before,
             partition: Rc::clone(partition),
             log,
             term: member.term,
@@ -228,13 +234,18 @@ impl RecordSink for Sink<'_> {
     }
 
     fn lend(&mut self, remaining: usize) -> Option<Lease> {
-        match &self.now {
-            Now::Appending(appending) if !appending.is_lost() => appending.log.lend(remaining),
-            _ => {
-                let bytes = remaining.min(COMPARE_LEASE_BYTES);
-                Some(ring::try_lease(bytes, Class::Control)?.split(bytes).0)
+        if let Now::Appending(appending) = &self.now
+            && !appending.is_lost()
+        {
+            let lease = appending.log.lend(remaining);
+            if lease.is_some() || appending.log.is_open() {
+                return lease;
             }
+            // It failed meanwhile. To wait for it would be to keep its neighbours waiting.
+            self.failed(AppendError::NotHealthy);
         }
+        let bytes = remaining.min(COMPARE_LEASE_BYTES);
+        Some(ring::try_lease(bytes, Class::Control)?.split(bytes).0)
     }
 
     fn filled(&mut self, lease: Lease, bytes: usize) -> Flow {
@@ -279,5 +290,65 @@ impl Drop for Sink<'_> {
     /// A connection that is dropped in the middle of an answer leaves the log in order.
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use storage::boot::Boot;
+    use storage::log::LogSettings;
+    use storage::names::LogId;
+    use storage::store::{Store, StoreConfig};
+
+    use super::*;
+    use crate::control::{Assign, Mode, PartitionKey};
+
+    fn assign(data_dir: PathBuf) -> Assign {
+        let key = PartitionKey { link: "l".into(), topic: "t".into(), partition: 0 };
+        let (segment_bytes, segment_ms) = (1 << 20, i64::MAX);
+        Assign { key, topic_id: None, data_dir, mode: Mode::Replicate, segment_bytes, segment_ms }
+    }
+
+    #[test]
+    fn a_log_that_fails_in_the_middle_of_an_answer_is_not_waited_for() {
+        let folder = tempfile::tempdir_in("/var/tmp").expect("a folder");
+        let path = folder.path().to_owned();
+        let test = async move {
+            let boot = Boot::prepare(std::slice::from_ref(&path)).expect("a data directory");
+            let store = Store::open(StoreConfig::new(0, boot)).await.expect("a store");
+            let id = LogId { link: "l".into(), topic: "t".into(), partition: 0 };
+            let (log, _) = store.open_log(id, LogSettings::default()).await.expect("a log");
+            let partition = Partition::new(1, assign(path), 0);
+            partition.set_log(Some(Rc::clone(&log)));
+            let (term, stage) = (partition.hand_to(None), Stage::Appending);
+            let mut members = [Some(Member { partition, term, stage })];
+            let mut outcome = Outcome::default();
+            let mut sink = Sink::new(&mut members, &mut outcome);
+            let head = PartitionHead {
+                partition: 0,
+                error_code: ErrorCode::NONE,
+                high_watermark: 10,
+                last_stable_offset: 10,
+                log_start_offset: 0,
+                preferred_read_replica: -1,
+                records_bytes: 30_000,
+            };
+            assert_eq!(sink.partition(0, &head), Take::Records);
+            let lease = sink.lend(30_000).expect("the log's memory");
+            assert_eq!(sink.filled(lease, 5), Flow::Continue);
+            ring::timeout(Duration::from_secs(10), log.delete())
+                .await
+                .expect("time")
+                .expect("gone");
+            let lease = sink.lend(29_995).expect("memory to skip with");
+            assert_eq!(sink.filled(lease, 100), Flow::SkipRest);
+            drop(sink);
+            assert!(matches!(outcome.troubles[..], [(0, Trouble::Append { .. })]));
+            store.close().await;
+        };
+        ring::run(ring::Config::small(), test).expect("a ring");
     }
 }

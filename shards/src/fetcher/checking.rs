@@ -56,8 +56,8 @@ impl Fetcher {
 
     /// Asks for the member's records, or first for its last batch to compare.
     fn start_member(&mut self, key: u32) {
+        let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
-        let partition = &member.partition;
         let Some(log) = partition.log() else { return };
         match log.last_batch() {
             Some(last) if partition.unchecked() => {
@@ -180,7 +180,7 @@ impl Fetcher {
                 match judge_epochs(epoch, end, theirs, |epoch| log.end_offset_for_epoch(epoch)) {
                     Epochs::Agree => {}
                     Epochs::Diverged { common_end } => {
-                        self.diverged(key, &partition, &log, common_end).await;
+                        self.diverged(key, &partition, &log, common_end);
                     }
                     Epochs::Older { epoch, common_end } => {
                         again.push(EpochCheck { key, partition, log, epoch, end: common_end });
@@ -196,7 +196,7 @@ impl Fetcher {
     }
 
     /// The source lost records we have.
-    async fn diverged(&mut self, key: u32, partition: &Rc<Partition>, log: &Log, common_end: i64) {
+    fn diverged(&mut self, key: u32, partition: &Rc<Partition>, log: &Log, common_end: i64) {
         let end = log.positions().received.0.offset;
         if !self.link.settings().allow_truncation {
             let reason = format!(
@@ -206,13 +206,9 @@ impl Fetcher {
             self.fault(key, FaultCode::Diverged, reason);
             return;
         }
-        match log.truncate_to(common_end).await {
-            Ok(()) => {
-                let (key, from, to) = (partition.key.clone(), common_end, end);
-                self.link.tell(Event::Truncated { key, from, to });
-            }
-            Err(error) => self.fault(key, FaultCode::LocalLog, error.to_string()),
-        }
+        let name = partition.key.clone();
+        let event = Event::Truncated { key: name, from: common_end, to: end };
+        self.cut(key, common_end, Some(event));
     }
 
     /// Finds out why offsets were out of range, from the leader that said so.

@@ -8,7 +8,7 @@ use storage::log::LogState;
 
 use super::{Fetcher, Kind};
 use crate::check::{Compared, compare};
-use crate::control::FaultCode;
+use crate::control::{Event, FaultCode};
 use crate::limits::{BAD_BATCHES_MAX, FULL_ANSWERS_BACKFILL, PARTITION_BYTES_MAX};
 use crate::sink::{Stage, Trouble, contradicts_itself};
 
@@ -45,8 +45,7 @@ impl Fetcher {
     }
 
     fn settle_progress(&mut self, key: u32, bytes: usize, now_ms: i64) {
-        let Some(member) = self.member(key) else { return };
-        let partition = std::rc::Rc::clone(&member.partition);
+        let Some(partition) = self.owned(key) else { return };
         partition.succeeded(now_ms);
         self.want(key);
         let full = bytes * 8 >= PARTITION_BYTES_MAX as usize * 7;
@@ -63,11 +62,11 @@ impl Fetcher {
     }
 
     pub(super) fn settle_comparison(&mut self, key: u32) {
+        let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
         let Stage::Comparing { ours, theirs } = &member.stage else { return };
         let compared = compare(ours, theirs);
         member.stage = Stage::Appending;
-        let partition = std::rc::Rc::clone(&member.partition);
         match compared {
             Compared::Same | Compared::Cleaned | Compared::Gone => {
                 let now_ms = ring::wall_ms();
@@ -99,6 +98,7 @@ impl Fetcher {
 
     /// The source refuses one partition.
     pub(super) fn settle_code(&mut self, key: u32, code: ErrorCode) {
+        let Some(partition) = self.owned(key) else { return };
         self.link.count_error("source");
         match code.meaning() {
             Meaning::OffsetOutOfRange => {
@@ -107,14 +107,11 @@ impl Fetcher {
             }
             Meaning::RefreshMetadata | Meaning::EpochFenced => {
                 self.link.metadata_stale();
-                let Some(member) = self.member(key) else { return };
-                let partition = std::rc::Rc::clone(&member.partition);
                 let broker = self.shared.broker;
-                partition.no_leader(
-                    format!("broker {broker} answered {code}; asking who leads it now"),
-                    ring::wall_ms(),
-                );
+                let reason = format!("broker {broker} answered {code}; asking who leads it now");
+                partition.refused_by_leader(reason, ring::random(), ring::wall_ms());
                 self.let_go(key);
+                self.link.retry_later(&partition);
             }
             _ => self.wait_and_retry(key, format!("the source answered {code}")),
         }
@@ -122,15 +119,14 @@ impl Fetcher {
 
     /// The source's log parts from ours (KIP-595's diverging epoch): ask exactly where.
     fn settle_diverging(&mut self, key: u32, _end: EpochEnd) {
-        let Some(member) = self.member(key) else { return };
-        member.partition.set_unchecked(true);
+        let Some(partition) = self.owned(key) else { return };
+        partition.set_unchecked(true);
         self.session.unwant(key);
         self.fresh.push(key);
     }
 
     fn settle_append_error(&mut self, key: u32, error: AppendError, began_at: i64) {
-        let Some(member) = self.member(key) else { return };
-        let partition = std::rc::Rc::clone(&member.partition);
+        let Some(partition) = self.owned(key) else { return };
         let Some(log) = partition.log() else { return };
         match error {
             AppendError::NoMemory => self.want(key),
@@ -169,26 +165,38 @@ impl Fetcher {
     /// An answer that goes back within itself lies about its gaps: what looked like one may be a
     /// hole. Nothing of it is believed; the log is cut back to where the answer began.
     fn take_back(&mut self, key: u32, began_at: i64, error: &AppendError) {
-        let Some(member) = self.member(key) else { return };
-        let partition = std::rc::Rc::clone(&member.partition);
-        let Some(log) = partition.log() else { return };
+        let Some(partition) = self.owned(key) else { return };
         let reason = format!("{error}: the answer contradicts itself, nothing of it is kept");
         if partition.count_repeated() >= BAD_BATCHES_MAX {
             let reason = format!("{reason}, {BAD_BATCHES_MAX} times in a row");
-            self.fault(key, FaultCode::BadBatch, reason);
+            partition.fault(FaultCode::BadBatch, reason.clone(), ring::wall_ms());
+            self.link.faulted(&partition, FaultCode::BadBatch, reason);
         } else {
             partition.failed(reason, ring::random(), ring::wall_ms());
-            self.let_go(key);
         }
+        self.cut(key, began_at, None);
+    }
+
+    /// Cuts a log back, on a task of its own: it must come to its end whatever becomes of this
+    /// connection. Nobody fetches the partition meanwhile; afterwards it is looked at again.
+    pub(super) fn cut(&mut self, key: u32, offset: i64, event: Option<Event>) {
+        let Some(partition) = self.owned(key) else { return };
+        let Some(log) = partition.log() else { return };
+        partition.cutting.set(true);
+        self.let_go(key);
         let link = std::rc::Rc::clone(&self.link);
-        partition.cutting.set(true); // nobody fetches it meanwhile
         ring::spawn(ring::Share::Replicate, async move {
-            let cut = log.truncate_to(began_at).await;
+            let cut = log.truncate_to(offset).await;
             partition.cutting.set(false);
-            if let Err(error) = cut {
-                let now_ms = ring::wall_ms();
-                partition.fault(FaultCode::LocalLog, error.to_string(), now_ms);
-                return;
+            match (cut, event) {
+                (Err(error), _) => {
+                    let now_ms = ring::wall_ms();
+                    partition.fault(FaultCode::LocalLog, error.to_string(), now_ms);
+                    link.faulted(&partition, FaultCode::LocalLog, error.to_string());
+                    return;
+                }
+                (Ok(()), Some(event)) => link.tell(event),
+                (Ok(()), None) => {}
             }
             link.retry_later(&partition);
         })
@@ -204,16 +212,14 @@ impl Fetcher {
     }
 
     pub(super) fn wait_and_retry(&mut self, key: u32, reason: String) {
-        let Some(member) = self.member(key) else { return };
-        let partition = std::rc::Rc::clone(&member.partition);
+        let Some(partition) = self.owned(key) else { return };
         partition.failed(reason, ring::random(), ring::wall_ms());
         self.let_go(key);
         self.link.retry_later(&partition);
     }
 
     pub(super) fn fault(&mut self, key: u32, code: FaultCode, reason: String) {
-        let Some(member) = self.member(key) else { return };
-        let partition = std::rc::Rc::clone(&member.partition);
+        let Some(partition) = self.owned(key) else { return };
         partition.fault(code, reason.clone(), ring::wall_ms());
         self.link.faulted(&partition, code, reason);
         self.let_go(key);

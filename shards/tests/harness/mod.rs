@@ -1,5 +1,7 @@
 //! A shard against the embedded source, steered as control would.
 
+#![allow(dead_code, reason = "each test program uses its own part")]
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
