@@ -17,7 +17,9 @@ use crate::process::Process;
 
 /// The one link's name.
 pub const LINK: &str = "bench";
-const STEP_LIMIT: Duration = Duration::from_secs(120);
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// Longer than the configured `stop_timeout`: many partitions on a busy disk take their time.
+const STOP_LIMIT: Duration = Duration::from_secs(320);
 
 /// How a node is set up.
 #[derive(Clone, Debug)]
@@ -49,7 +51,7 @@ impl Setup {
         fs::create_dir_all(self.folder.join("data"))?;
         let text = format!(
             "[node]\nid = 1\ndata_dirs = [{data:?}]\nadmin_socket = {socket:?}\n\
-             metrics = \"127.0.0.1:0\"\n\n\
+             metrics = \"127.0.0.1:0\"\nstop_timeout = \"300s\"\n\n\
              [shards]\ncores = \"{cores}\"\nmemory = \"{memory}MiB\"\n\n\
              [[link]]\nname = \"{LINK}\"\nbootstrap_servers = [\"{source}\"]\n\
              start = \"earliest\"\nmetadata_interval = \"1s\"\n\
@@ -89,8 +91,8 @@ impl Setup {
         self.folder.join("node.log")
     }
 
-    /// A Unix socket's path is short (108 bytes); a clone's may be long.
-    fn socket(&self) -> PathBuf {
+    /// Where its admin socket is. A socket's path is short (108 bytes); a clone's may be long.
+    pub fn socket(&self) -> PathBuf {
         std::env::temp_dir().join(format!("understudy-bench-{}.sock", std::process::id()))
     }
 }
@@ -115,7 +117,7 @@ impl Node {
     /// It does not answer, or refuses.
     pub fn ask(&self, method: &str, path: &str, body: &str) -> Outcome<Value> {
         let mut stream = UnixStream::connect(self.setup.socket())?;
-        stream.set_read_timeout(Some(STEP_LIMIT))?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         let length = body.len();
         write!(
             stream,
@@ -168,7 +170,7 @@ impl Node {
     /// It ends otherwise.
     pub fn stop(&mut self) -> Outcome {
         self.process.signal(Signal::SIGTERM)?;
-        let ended = self.process.wait(STEP_LIMIT);
+        let ended = self.process.wait(STOP_LIMIT);
         ended.map_err(|error| format!("{error}\n{}", self.last_words()).into())
     }
 

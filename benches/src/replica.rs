@@ -250,6 +250,12 @@ impl Replica {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.setup.socket());
+    }
+}
+
 impl Running {
     /// Waits, without asking the node anything, until it has written about so much.
     ///

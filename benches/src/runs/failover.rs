@@ -22,7 +22,7 @@ pub const BENCH: Bench = Bench {
 const SECONDS: &str = "seconds";
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
-    let counts: &[i32] = options.unless_quick(&[1000, 10_000], &[500]);
+    let counts: &[i32] = options.unless_quick(&[1000, 10_000], &[200]);
     let load = "a source growing at 16 MiB/s in batches of 4 KiB is killed, one second later \
                 POST /v1/links/bench/failover is sent; one shard, 256 MiB";
     let mut report = bench.report(options, load, "none")?;

@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(2);
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
-    let sizes: &[u64] = options.unless_quick(&[1 << 30, 10 << 30], &[256 << 20]);
+    let sizes: &[u64] = options.unless_quick(&[1 << 30, 10 << 30], &[128 << 20]);
     let load = "16 partitions, batches of 64 KiB, really written, not sparse; page cache as the \
                 copy left it; the source is up; one shard, 256 MiB";
     let mut report = bench.report(options, load, "none")?;

@@ -18,7 +18,7 @@ pub const BENCH: Bench = Bench {
 };
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
-    let bytes: u64 = options.unless_quick(4 << 30, 512 << 20);
+    let bytes: u64 = options.unless_quick(4 << 30, 256 << 20);
     let load = format!(
         "{} MiB waiting in 16 partitions, batches of 64 KiB, 1 MiB per partition and fetch, from the \
          embedded source on the other core; one shard, 256 MiB of memory",
