@@ -169,6 +169,22 @@ fn partitions_that_cannot_be_opened_say_why_until_resume_opens_them() {
 }
 
 #[test]
+fn a_partition_that_cannot_be_opened_keeps_nothing_from_failing_over() {
+    run(async {
+        let house = copied().await;
+        house.shards.iter().for_each(|shard| shard.0.sick.set(true));
+        house.kafka.answer(vec![topic("orders", 1, 3), topic("users", 2, 1), topic("new", 5, 2)]);
+        house.rounds(2).await;
+        let outcome = house.verb(Verb::Failover, None).await;
+        assert_eq!(outcome.ending, Ending::Done, "{outcome:?}");
+        assert_eq!(house.state("orders"), Some(TopicState::FailedOver));
+        let new = outcome.topics.iter().find(|topic| topic.topic == "new").expect("it is told of");
+        assert_eq!((new.code.as_str(), new.ends.len()), ("failed_over_with_errors", 2));
+        assert_eq!(new.ends[0].error.as_deref(), Some("no data directory"));
+    });
+}
+
+#[test]
 fn topics_pause_and_resume_alone() {
     run(async {
         let house = copied().await;

@@ -335,8 +335,16 @@ impl Link {
         }
         let state = self.state.borrow();
         for name in names {
-            let expected = state.topics[name].shards.len();
+            let topic = &state.topics[name];
+            let expected = topic.shards.len();
             let known = ends.entry(name.clone()).or_default();
+            // What no shard could open has nothing to flush, and keeps nothing else from failing over.
+            for (&partition, reason) in &topic.refused {
+                if known.iter().all(|end| end.partition != partition) {
+                    let error = Some(reason.clone());
+                    known.push(End { partition, end_offset: 0, last_epoch: None, error });
+                }
+            }
             known.sort_by_key(|end| end.partition);
             let complete = known.iter().map(|end| end.partition).eq(0..expected as i32);
             if !complete {
