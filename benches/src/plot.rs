@@ -1,5 +1,5 @@
-//! Plots, written as SVG by hand: a panel of bars per quantity, the spread as a whisker, the ceiling
-//! or goal as a dashed line.
+//! Plots, written as SVG by hand: a panel of bars per quantity, the spread as a whisker, the
+//! ceiling or goal as a dashed line.
 
 use std::fmt::Write as _;
 

@@ -2,9 +2,9 @@
 //! way on each connection, as a stock broker's socket buffers do.
 //!
 //! A byte from the source is handed on half a round trip after it was read, and its place in the
-//! window is free again half a round trip later, when the acknowledgement would have come back. So a
-//! connection carries at most a window per round trip. With a round trip of 0 nothing is delayed,
-//! and the window bounds only what the proxy holds.
+//! window is free again half a round trip later, when the acknowledgement would have come back.
+//! So a connection carries at most a window per round trip. With a round trip of 0 nothing is
+//! delayed, and the window bounds only what the proxy holds.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};

@@ -1,4 +1,5 @@
-//! What a bench found: rows of measurements under stated conditions, as a table, as JSON, as a plot.
+//! What a bench found: rows of measurements under stated conditions, as a table, as JSON, as a
+//! plot.
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Receive → CRC → direct write in one thread, by hand on one ring: the best an engineer gets out of
-//! this kernel and disk without a product around it.
+//! Receive → CRC → direct write in one thread, by hand on one ring: the best an engineer gets
+//! out of this kernel and disk without a product around it.
 //!
 //! A fixed number of buffers goes round: one receives (MSG_WAITALL into the whole buffer), then its
 //! batches are checked, then it is written where it belongs in the file and is free again. The

@@ -52,8 +52,8 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
         Panel { unit: RATE.into(), line: Some((fastest, "best pipe, fresh files".into())) },
     ];
     report.notes.push(
-        "every batch's CRC is checked by pipes, and their files are read back and compared when the \
-         clock has stopped; writes are not followed by a flush"
+        "every batch's CRC is checked by pipes, and their files are read back and compared when \
+         the clock has stopped; writes are not followed by a flush"
             .into(),
     );
     report.busy[1] = load_average();

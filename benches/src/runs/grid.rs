@@ -50,8 +50,8 @@ impl Grid {
 
     /// What is said of the grid in a report.
     pub fn describe() -> &'static str {
-        "the best of six bare pipes, receive → CRC-32C → O_DIRECT write of one file by raw io_uring \
-         in one thread, for CPU and rate each, fed by a bare sender on the other core"
+        "the best of six bare pipes, receive → CRC-32C → O_DIRECT write of one file by raw \
+         io_uring in one thread, for CPU and rate each, fed by a bare sender on the other core"
     }
 
     /// Adds the whole grid of a stage.

@@ -1,12 +1,12 @@
 //! `lag`: from a batch's birth at the source to its bytes on our disk.
 //!
-//! The source grows in batches evenly spaced, so that each batch's time of birth is known: the moment
-//! the source began, which it prints, and arithmetic. A probe waits for the birth of a batch of
-//! partition 0 and then reads, past the page cache, the last block of the place where the batch must
-//! appear in the copy's segment, again and again until it is no longer zero. What it finds is that
-//! the batch was received, checked and written: what a consumer of the copy could read. Each look
-//! takes some 0.1 ms, and the clock was read just before the source began: so the figure errs on the
-//! high side, by 0.1 to 0.3 ms.
+//! The source grows in batches evenly spaced, so that each batch's time of birth is known: the
+//! moment the source began, which it prints, and arithmetic. A probe waits for the birth of a
+//! batch of partition 0 and then reads, past the page cache, the last block of the place where
+//! the batch must appear in the copy's segment, again and again until it is no longer zero. What
+//! it finds is that the batch was received, checked and written: what a consumer of the copy
+//! could read. Each look takes some 0.1 ms, and the clock was read just before the source began:
+//! so the figure errs on the high side, by 0.1 to 0.3 ms.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -95,8 +95,9 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
         Panel { unit: P99.into(), line: Some((4.0, "goal at 50 %".into())) },
     ];
     report.notes.push(
-        "lag of partition 0, from the batch's birth by the source's own arithmetic until the probe's \
-         direct read finds its last block; read so often, it errs by 0.1 to 0.3 ms on the high side"
+        "lag of partition 0, from the batch's birth by the source's own arithmetic until the \
+         probe's direct read finds its last block; read so often, it errs by 0.1 to 0.3 ms on the \
+         high side"
             .into(),
     );
     report.busy[1] = load_average();

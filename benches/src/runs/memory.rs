@@ -62,8 +62,8 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     report.state("MiB over budget, the worst", worst, Some(Goal::AtMost(ALLOWED_MIB)));
     report.panels = vec![Panel { unit: OVER.into(), line: Some((ALLOWED_MIB, "allowed".into())) }];
     report.notes.push(
-        "peak = VmHWM of the process from its start to the end of the window; a budget that was never \
-         needed in full makes it negative"
+        "peak = VmHWM of the process from its start to the end of the window; a budget that was \
+         never needed in full makes it negative"
             .into(),
     );
     report.busy[1] = load_average();

@@ -74,8 +74,8 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     report.panels = vec![Panel { unit: CPU.into(), line: Some((few, rows[0].1.name.clone())) }];
     report.rows = rows.into_iter().map(|(_, row, _)| row).collect();
     report.notes.push(
-        "the rate is the source's, not what the node could do; each window holds one status request, \
-         some tens of ms of CPU with 10,000 partitions"
+        "the rate is the source's, not what the node could do; each window holds one status \
+         request, some tens of ms of CPU with 10,000 partitions"
             .into(),
     );
     report.busy[1] = load_average();

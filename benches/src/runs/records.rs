@@ -1,5 +1,5 @@
-//! `records`: sizes of records and batches. Understudy looks at batches, not into them: their number
-//! counts, that of records should not.
+//! `records`: sizes of records and batches. Understudy looks at batches, not into them: their
+//! number counts, that of records should not.
 
 use super::{Bench, backlog_of};
 use crate::Outcome;

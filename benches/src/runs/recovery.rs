@@ -1,5 +1,5 @@
-//! `recovery`: how long a start takes over a log that is there already, after a clean stop and after
-//! kill -9 in the middle of writing.
+//! `recovery`: how long a start takes over a log that is there already, after a clean stop and
+//! after kill -9 in the middle of writing.
 
 use std::time::{Duration, Instant};
 
@@ -49,8 +49,8 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     report.rows = rows.into_iter().flat_map(|(_, killed, stopped)| [killed, stopped]).collect();
     report.panels = vec![Panel { unit: OPEN.into(), line: None }];
     report.notes.push(
-        "100 GiB is not measured: scaled, a clean start reads the same few files per partition, and \
-         after kill -9 only what lies behind the last checkpoint is read"
+        "100 GiB is not measured: scaled, a clean start reads the same few files per partition, \
+         and after kill -9 only what lies behind the last checkpoint is read"
             .into(),
     );
     report.busy[1] = load_average();

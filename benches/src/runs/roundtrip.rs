@@ -69,7 +69,8 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     report.panels = vec![Panel { unit: RATE.into(), line: Some((fastest, "0 ms".into())) }];
     report.rows = rows.into_iter().map(|(_, row)| row).collect();
     report.notes.push(
-        "the rate at 0 ms is that of the proxy's threads, which share the cores with source and node"
+        "the rate at 0 ms is that of the proxy's threads, which share the cores with source and \
+         node"
             .into(),
     );
     report.busy[1] = load_average();
