@@ -48,6 +48,7 @@ pub struct FetcherShared {
     pub kind: Kind,
     changes: RefCell<Vec<Change>>,
     waker: Cell<Option<Waker>>,
+    hurried: Cell<bool>,
     /// When the last answer came, in wall milliseconds.
     pub heard_ms: Cell<i64>,
     pub connected: Cell<bool>,
@@ -70,6 +71,7 @@ impl FetcherShared {
             kind,
             changes: RefCell::default(),
             waker: Cell::default(),
+            hurried: Cell::new(false),
             heard_ms: Cell::new(0),
             connected: Cell::new(false),
             socket: Cell::new(None),
@@ -97,9 +99,19 @@ impl FetcherShared {
         }
     }
 
+    /// The source was just heard of: a pause after a failed connection ends.
+    pub fn try_at_once(&self) {
+        if !self.connected.get() {
+            self.hurried.set(true);
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
     async fn changed(&self) {
         poll_fn(|context| {
-            if !self.changes.borrow().is_empty() {
+            if self.hurried.take() || !self.changes.borrow().is_empty() {
                 return Poll::Ready(());
             }
             self.waker.set(Some(context.waker().clone()));

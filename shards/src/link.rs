@@ -116,6 +116,9 @@ impl Link {
         }
         drop(leaders);
         *self.view.borrow_mut() = view;
+        for pool in self.brokers.borrow().values() {
+            pool.fetchers.values().for_each(|(shared, _)| shared.try_at_once());
+        }
         let now_ms = ring::wall_ms();
         for partition in self.partitions() {
             partition.leader_known(now_ms);

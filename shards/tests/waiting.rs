@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use harness::{LINK, Rig, settings};
 use shards::control::*;
@@ -97,6 +97,32 @@ fn a_larger_batch_limit_counts_for_open_logs_too() {
     rig.tell(Command::Link { link: LINK.into(), settings: rig.settings.clone() });
     rig.tell(Command::Resume { link: LINK.into(), topics: Some(vec!["huge".into()]) });
     rig.until_caught_up();
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
+fn a_source_that_is_back_is_tried_at_once_when_control_hears_of_it() {
+    let orders = TopicSpec::new("orders", 2, 40).with_batches(7, 20_000, 16);
+    let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until_caught_up();
+    rig.source.stop_broker(0).expect("stops");
+    // Nobody answers the shard's questions meanwhile, so its pauses grow.
+    let now_ms = || UNIX_EPOCH.elapsed().expect("a clock").as_millis() as i64;
+    let retry_at_ms = loop {
+        let status = rig.status();
+        let retries: Vec<_> = status.partitions.iter().filter_map(|p| p.retry_at_ms).collect();
+        match retries.iter().min() {
+            Some(at) if *at - now_ms() > 12_000 && retries.len() == 2 => break *at,
+            _ => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    rig.source.start_broker(0).expect("starts");
+    rig.source.cluster().append("orders", 0, 5).expect("appends");
+    rig.tell_leaders();
+    rig.until_caught_up();
+    assert!(now_ms() < retry_at_ms, "it waited its pause out");
     rig.stop();
     rig.assert_equal();
 }

@@ -94,6 +94,9 @@ impl Link {
         let delay = jittered(delay);
         let retry_at_ms = wall_ms() + delay.as_millis() as i64;
         state.health = Health::Ill { code, reason, since_ms, retry_at_ms, failures };
+        // When it answers again, shards are told even if nothing has changed: they then try at
+        // once what they would else try at the end of their own pauses.
+        state.view = None;
     }
 
     fn next_delay(&self) -> Duration {
