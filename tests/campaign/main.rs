@@ -24,8 +24,10 @@ use std::time::{Duration, Instant};
 
 use tally::Tally;
 
-/// Seeds that once found a bug.
-const FOUND: &[u64] = &[];
+/// Seeds that once found a bug: a hole when a new segment found no memory; a log start that was not
+/// followed; a comparison that waited for what the source had deleted; an unreadable checkpoint slot
+/// that kept the node down; sealing that waited for the memory it was to free.
+const FOUND: &[u64] = &[1012, 1014, 1016, 1030, 1055];
 
 /// How long the plain command runs.
 const SECONDS: u64 = 60;

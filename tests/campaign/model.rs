@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ring::sim::Disk;
 use shards::control::PartitionKey;
-use source::PartitionLog;
+use source::{BatchAt, PartitionLog};
 use storage::checkpoint::Checkpoint;
 use storage::names::{Kind, LogId, OWN_FOLDER, parse_file};
 use storage::seal::Seal;
@@ -176,11 +176,12 @@ impl Model {
         exactly: bool,
     ) -> Result<Compared, String> {
         let mut result = Compared { end: 0, bytes: 0, flips: 0 };
-        let mut previous = None;
+        let mut first = true;
         let mut expected = Vec::new();
         for (base, path, bytes) in segments {
-            if previous.is_none() {
+            if first {
                 result.end = *base;
+                first = false;
             }
             let mut at = 0;
             while bytes.len() >= at + 12 && bytes[at..at + 12].iter().any(|byte| *byte != 0) {
@@ -191,16 +192,14 @@ impl Model {
                     return Ok(result);
                 }
                 let found = i64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
-                let mut next = match &previous {
-                    None => log.batch_at(*base),
-                    Some(previous) => log.batch_after(previous),
-                };
+                let mut next = log.batch_at(result.end);
                 if next.is_none_or(|next| next.base_offset != found)
                     && let Some(behind) = self.behind_gaps(result.end)
                 {
                     next = log.batch_at(behind);
                 }
-                let Some(batch) = next else {
+                let next = self.or_of_the_past(log, next, &bytes[at..]);
+                let Some((log, batch)) = next else {
                     return Err(format!("{} has {found}, the source ends before", path.display()));
                 };
                 expected.clear();
@@ -210,13 +209,37 @@ impl Model {
                 at += expected.len();
                 result.bytes += expected.len() as u64;
                 result.end = batch.next_offset;
-                previous = Some(batch);
             }
             if exactly && bytes[at.min(bytes.len())..].iter().any(|byte| *byte != 0) {
                 return Err(format!("{} has bytes behind a hole at {at}", path.display()));
             }
         }
         Ok(result)
+    }
+
+    /// What the source deleted is not compared with it any more: there the copy may hold what the
+    /// source once held, even if it had lost and replaced it before it was deleted.
+    fn or_of_the_past<'a>(
+        &'a self,
+        log: &'a PartitionLog,
+        next: Option<BatchAt>,
+        there: &[u8],
+    ) -> Option<(&'a PartitionLog, BatchAt)> {
+        let is_it = |log: &PartitionLog, batch: &BatchAt| {
+            let mut expected = Vec::new();
+            log.write_batch(batch, &mut expected);
+            there.starts_with(&expected)
+        };
+        if next.is_some_and(|batch| is_it(log, &batch)) {
+            return Some((log, next?));
+        }
+        let offset = i64::from_be_bytes(there[..8].try_into().expect("8 bytes"));
+        let past = self.before.iter().find_map(|before| {
+            let batch = before.batch_at(offset)?;
+            (batch.next_offset <= log.log_start() && is_it(before, &batch))
+                .then_some((before, batch))
+        });
+        past.or(next.map(|next| (log, next)))
     }
 
     /// Where the records go on, if they were reported lost from here on.

@@ -128,10 +128,14 @@ fn check_copies(
         let log = world.log(&key);
         let model = world.models.get_mut(&key).expect("it is known");
         let corrupt = status.state == PartitionState::Corrupt;
-        if corrupt && model.flips.is_empty() && !world.bad_disk {
+        if corrupt && model.flips.is_empty() && !world.plan.trouble.bad_disk {
             return Err(format!("{key}: corrupt, but no bit was turned: {:?}", status.reason));
         }
         world.tally.corrupt += u64::from(corrupt);
+        if status.received < model.floor && !corrupt {
+            let floor = model.floor;
+            return Err(format!("{key}: {floor} was flushed, and is not there: {status:?}"));
+        }
         // Of a damaged one all that was flushed must still be there, and nothing is cut.
         let limit = if corrupt { model.floor } else { status.received };
         let exactly = !corrupt && (stopped || !failed(&status));
@@ -223,9 +227,15 @@ fn is_done(world: &World, status: &PartitionStatus) -> bool {
             let later = world.settings.start != Start::Earliest || !model.before.is_empty();
             let start = status.log_start == log.log_start()
                 || (later && status.log_start > log.log_start());
-            status.flushed == log.high_watermark() && start
+            // Behind a gap there may be no record to flush.
+            let none = status.received == status.log_start;
+            let all = status.received == log.high_watermark();
+            all && (none || status.flushed == status.received) && start
         }
-        PartitionState::Corrupt => !model.flips.is_empty(),
+        PartitionState::Corrupt => {
+            // A power loss may have left a torn sector that cannot be read.
+            !model.flips.is_empty() || world.plan.trouble.bad_disk
+        }
         _ => false,
     }
 }

@@ -27,7 +27,7 @@ pub enum Reply {
     /// A whole frame.
     Answer(Vec<u8>),
     /// A fetch that may have to wait.
-    Fetch(WaitingFetch),
+    Fetch(Box<WaitingFetch>),
     /// Not a request that can be answered: the connection is closed on it.
     Close,
 }
@@ -37,13 +37,13 @@ pub enum Reply {
 pub struct WaitingFetch {
     desk: Desk,
     broker: usize,
-    pending: Pending,
+    pending: Box<Pending>,
     response: Response,
 }
 
 pub(crate) enum Begun {
     Written(i16),
-    Fetch(Pending),
+    Fetch(Box<Pending>),
 }
 
 impl Desk {
@@ -79,7 +79,7 @@ impl Desk {
             Ok(Begun::Written(_)) => Reply::Answer(response.into_bytes()),
             Ok(Begun::Fetch(pending)) => {
                 let desk = self.clone();
-                Reply::Fetch(WaitingFetch { desk, broker, pending, response })
+                Reply::Fetch(Box::new(WaitingFetch { desk, broker, pending, response }))
             }
             Err(Malformed) => Reply::Close,
         }
@@ -111,7 +111,8 @@ impl Desk {
         response.begin(correlation_id, r.flexible);
         let state = &mut self.shared.lock();
         if api_key == ApiKey::Fetch as i16 {
-            return Ok(Begun::Fetch(fetch::open(state, broker, version, r)?));
+            let pending = fetch::open(state, broker, version, r)?;
+            return Ok(Begun::Fetch(Box::new(pending)));
         }
         response.no_tags();
         match ApiKey::try_from(api_key) {
