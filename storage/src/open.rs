@@ -224,14 +224,23 @@ async fn find(
 ) -> Result<Found, LogError> {
     let length = |kind: Kind, base| listing.get(&(base, kind as u8)).copied().unwrap_or_default();
     let mut segments = Vec::new();
+    let first = listing.keys().find(|key| key.1 == Kind::Log as u8).map(|key| key.0);
     for (&(base, kind), &bytes) in listing {
-        if kind != Kind::Log as u8 {
+        // Deletion takes a seal before its segment, so one without a file at the front is damage,
+        // unless the visible start lies beyond it.
+        let visible = |first| entry.is_some_and(|entry| entry.log_start_offset < first);
+        let missing = kind == Kind::Seal as u8 && first.is_some_and(|f| base < f && visible(f));
+        if kind != Kind::Log as u8 && !missing {
             continue;
         }
+        let bytes = if missing { 0 } else { bytes };
         let mut seal = None;
         if listing.contains_key(&(base, Kind::Seal as u8)) {
             let bytes = read_small(&files.path(Kind::Seal, base)).await?.unwrap_or_default();
             seal = Seal::decode(&bytes).ok().filter(|seal| seal.base == base);
+        }
+        if missing && seal.is_none() {
+            continue; // not even the damaged file's end is known
         }
         let index_bytes =
             [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].map(|kind| length(kind, base));

@@ -368,6 +368,27 @@ fn the_visible_start_moves_at_once_and_files_go_after_the_window() {
 }
 
 #[test]
+fn a_first_segment_that_is_missing_is_damage() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let store = store(&path).await;
+        let settings = LogSettings { segment_bytes: 10_000, ..LogSettings::default() };
+        let (log, _) = open(&store, settings.clone()).await;
+        respond(&log, &testing::run(0..50, 1000), 4000).unwrap();
+        store.close().await;
+        drop((log, store));
+        std::fs::remove_file(id(0).folder(&path).join(Kind::Log.name(0))).unwrap();
+        let store = self::store(&path).await;
+        let (log, _) = open(&store, settings).await;
+        let LogState::Corrupt(corrupt) = log.state() else { panic!("{:?}", log.state()) };
+        assert_eq!((corrupt.segment, corrupt.offsets.start), (0, 0));
+        assert!((1..50).contains(&corrupt.offsets.end), "{corrupt:?}");
+        store.close().await;
+    });
+}
+
+#[test]
 fn idle_partitions_are_cheap() {
     let dir = disk();
     let path = dir.path().to_owned();

@@ -319,13 +319,13 @@ impl Log {
         self.remove_files(base).await
     }
 
-    /// Removes a segment's files. Its seal goes last: a crash on the way leaves a sealed segment
-    /// without a file at the log's front, which is what a deleted one looks like.
+    /// Removes a segment's files. Its seal goes first: a seal whose segment is missing is damage.
     pub(crate) async fn remove_files(&self, base: i64) -> Result<(), LogError> {
+        self.remove_file(Kind::Seal, base).await?;
         for kind in [Kind::Log, Kind::Index, Kind::TimeIndex, Kind::TxnIndex, Kind::Snapshot] {
             self.remove_file(kind, base).await?;
         }
-        self.remove_file(Kind::Seal, base).await
+        Ok(())
     }
 
     pub(crate) async fn remove_file(&self, kind: Kind, base: i64) -> Result<(), LogError> {
