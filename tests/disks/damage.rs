@@ -30,13 +30,8 @@ enum Manner {
     Garbled,
 }
 
-const MANNERS: [Manner; 5] = [
-    Manner::Missing,
-    Manner::Truncated,
-    Manner::Emptied,
-    Manner::Flipped,
-    Manner::Garbled,
-];
+const MANNERS: [Manner; 5] =
+    [Manner::Missing, Manner::Truncated, Manner::Emptied, Manner::Flipped, Manner::Garbled];
 
 /// Which file of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +96,7 @@ pub fn partition_files() -> Outcome {
                 _ => {
                     let after = listing(&folder)?;
                     let shrunk = before[partition].iter().any(|(name, bytes)| {
-                        name.ends_with(".log")
-                            && after.iter().all(|(n, b)| n != name || b < bytes)
+                        name.ends_with(".log") && after.iter().all(|(n, b)| n != name || b < bytes)
                     });
                     if shrunk || told.reason.is_empty() {
                         wrong.push(format!("{part:?} {manner:?}: {told:?}, cut: {shrunk}"));
@@ -118,10 +112,42 @@ pub fn partition_files() -> Outcome {
     ensure(wrong.is_empty(), || wrong.join("\n"))
 }
 
-/// What a start does not read, it does not notice.
+/// What a start does not read, it does not notice: records of sealed segments, and, after a clean
+/// stop, those of the last one.
 fn unnoticed(part: Part, manner: Manner) -> bool {
-    let sealed = matches!(part, Part::FirstSegment | Part::LastSealedSegment);
-    sealed && matches!(manner, Manner::Flipped | Manner::Garbled)
+    let segments = [Part::FirstSegment, Part::LastSealedSegment, Part::LastSegment];
+    segments.contains(&part) && matches!(manner, Manner::Flipped | Manner::Garbled)
+}
+
+/// After `kill -9` the last segment is read: a single bit of it below the flushed end is found, and
+/// named with its range; nothing is cut.
+pub fn bit_below_the_flushed_end() -> Outcome {
+    let mut stopped = Stopped::new("bit")?;
+    stopped.node.launch()?;
+    // What comes now is not followed by a clean stop.
+    for partition in 0..=PARTS.len() {
+        let more = stopped.source.cluster().append(TOPIC, partition as i32, 20);
+        more.map_err(|e| e.to_string())?;
+    }
+    let ends = stopped.source.ends(TOPIC)?;
+    stopped.node.wait_caught_up(TOPIC, &ends)?;
+    stopped.node.kill();
+    let file = stopped.file(0, Part::LastSegment)?;
+    let log = File::options().read(true).write(true).open(&file).map_err(|e| e.to_string())?;
+    // Within the first of the batches that came last.
+    let position = 32 * 20_000 - 5_000;
+    let mut byte = [0];
+    log.read_exact_at(&mut byte, position).map_err(|e| e.to_string())?;
+    log.write_all_at(&[byte[0] ^ 1], position).map_err(|e| e.to_string())?;
+    let before = fs::metadata(&file).map_err(|e| e.to_string())?.len();
+    let settled = stopped.settle()?;
+    let hurt = settled.iter().find(|p| p.partition == 0).ok_or("it is not there")?;
+    eprintln!("  {} {}", hurt.state, hurt.reason);
+    ensure(hurt.state == "CORRUPT" && hurt.reason.contains("bytes "), || format!("{hurt:?}"))?;
+    let after = fs::metadata(&file).map_err(|e| e.to_string())?.len();
+    ensure(after == before, || format!("{} had {before} bytes, has {after}", file.display()))?;
+    stopped.node.stop()?;
+    (1..=PARTS.len()).try_for_each(|partition| stopped.whole(partition))
 }
 
 /// The node's own files: checkpoints are lost without harm, a store that is not whole is refused

@@ -31,8 +31,7 @@ pub fn full_while_preparing() -> Outcome {
         let data = volume.path().join("data");
         let mut node = Understudy::at(&name, source.bootstrap(), Some(&data), &[TOPIC])?;
         node.launch()?;
-        let told = node.wait_until("the disk to be full", is_full)?;
-        source.holds(&node, &told)?;
+        node.wait_until("the disk to be full", is_full)?;
         fs::remove_file(&ballast).map_err(|e| e.to_string())?;
         let records = source.prove(&mut node)?;
         eprintln!("  {}: DISK_FULL, then {records} records", kind.name());
@@ -46,8 +45,6 @@ pub fn full_while_preparing() -> Outcome {
 pub fn full_while_writing() -> Outcome {
     for kind in [Kind::Ext4, Kind::Xfs] {
         let (source, volume, mut node) = filled(kind, "writing")?;
-        let told = node.status()?;
-        source.holds(&node, &told)?;
         fs::remove_file(volume.path().join("ballast")).map_err(|e| e.to_string())?;
         let records = source.prove(&mut node)?;
         eprintln!("  {}: DISK_FULL, then {records} records", kind.name());
@@ -69,8 +66,8 @@ pub fn failover_on_a_full_disk() -> Outcome {
         node.stop()?;
         node.launch()?;
         node.wait_until("the link to be failed over still", over)?;
-        source.holds(&node, &told)?;
         node.stop()?;
+        source.holds(&node, &told)?;
         drop(volume.unmount()?);
     }
     Ok(())
@@ -78,8 +75,11 @@ pub fn failover_on_a_full_disk() -> Outcome {
 
 /// A node that copies a growing source, and a ballast that takes every block that is left.
 fn filled(kind: Kind, name: &str) -> Outcome<(Source, Volume, Understudy)> {
-    let topic = TopicSpec::new(TOPIC, 3, 20)
-        .with_growth(Growth { backlog_batches: 20, batches_max: 900, bytes_per_second: 4e6 });
+    let topic = TopicSpec::new(TOPIC, 3, 20).with_growth(Growth {
+        backlog_batches: 20,
+        batches_max: 900,
+        bytes_per_second: 4e6,
+    });
     let source = Source::start(&[topic])?;
     let name = format!("{name}-{}", kind.name());
     let size = kind.bytes_min() + (192 << 20);

@@ -58,7 +58,8 @@ impl Device {
         let told = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
         fs::create_dir_all(folder).map_err(|e| told("the device's folder", &e))?;
         let channel = File::options().read(true).write(true).open("/dev/fuse");
-        let channel = channel.map_err(|e| told("/dev/fuse is needed for a device of our own", &e))?;
+        let channel =
+            channel.map_err(|e| told("/dev/fuse is needed for a device of our own", &e))?;
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", channel.as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("understudy-device"), folder, Some("fuse"), flags, Some(options.as_str()))
@@ -219,7 +220,9 @@ fn init() -> Vec<u8> {
     const BIG_WRITES: u32 = 1 << 5;
     const MAX_PAGES: u32 = 1 << 22;
     let mut out = Vec::with_capacity(64);
-    out.extend([7_u32, 31, 1 << 20, ASYNC_READ | BIG_WRITES | MAX_PAGES].map(u32::to_ne_bytes).concat());
+    out.extend(
+        [7_u32, 31, 1 << 20, ASYNC_READ | BIG_WRITES | MAX_PAGES].map(u32::to_ne_bytes).concat(),
+    );
     out.extend([16_u16, 12].map(u16::to_ne_bytes).concat());
     out.extend([WRITE_BYTES_MAX, 1].map(u32::to_ne_bytes).concat());
     out.extend(((WRITE_BYTES_MAX / 4096) as u16).to_ne_bytes());

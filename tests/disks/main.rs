@@ -26,15 +26,17 @@ use tests::Outcome;
 const SCENARIOS: &[(&str, fn() -> Outcome)] = &[
     ("power_cut_on_ext4", power::power_cut_on_ext4),
     ("power_cut_on_xfs", power::power_cut_on_xfs),
+    ("failing_device", power::failing_device),
     ("full_while_preparing", full::full_while_preparing),
     ("full_while_writing", full::full_while_writing),
     ("failover_on_a_full_disk", full::failover_on_a_full_disk),
     ("damaged_partition_files", damage::partition_files),
+    ("bit_below_the_flushed_end", damage::bit_below_the_flushed_end),
     ("damaged_own_files", damage::own_files),
     ("second_process_is_refused", limits::second_process_is_refused),
     ("unusable_data_folders", limits::unusable_data_folders),
     ("few_descriptors", limits::few_descriptors),
-    ("no_locked_memory", limits::no_locked_memory),
+    ("little_locked_memory", limits::little_locked_memory),
     ("stopped_at_any_moment", limits::stopped_at_any_moment),
     ("crowded_admin_socket", limits::crowded_admin_socket),
 ];

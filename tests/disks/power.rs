@@ -8,6 +8,7 @@ use tests::Outcome;
 use tests::understudy::{Partition, Understudy};
 
 use crate::blocks::{Blocks, Cut};
+use crate::fuse::Refused;
 use crate::stage::{Source, ensure, pause, seeded};
 use crate::volume::{Kind, Volume};
 
@@ -22,6 +23,44 @@ pub fn power_cut_on_ext4() -> Outcome {
 /// On XFS.
 pub fn power_cut_on_xfs() -> Outcome {
     rounds(Kind::Xfs)
+}
+
+/// The device refuses writes and flushes under load: every partition says so and the process
+/// answers; on a sound device again, with what this one had kept, nothing flushed is missing.
+pub fn failing_device() -> Outcome {
+    for kind in [Kind::Ext4, Kind::Xfs] {
+        let topic = TopicSpec::new(TOPIC, PARTITIONS, 20)
+            .with_batches(7, 6_000, 9)
+            .with_growth(Growth { backlog_batches: 20, ..Growth::rate(200_000.0) });
+        let source = Source::start(&[topic])?;
+        let name = format!("failing-{}", kind.name());
+        let bytes = kind.make(kind.bytes_min().max(256 << 20))?;
+        let volume = Volume::mount(kind, &name, bytes)?;
+        let data = volume.path().join("data");
+        let mut node = Understudy::at(&name, source.bootstrap(), Some(&data), &[TOPIC])?;
+        node.launch()?;
+        let told = node.wait_until("some of every partition flushed", |all| {
+            all.len() == PARTITIONS as usize && all.iter().all(|p| p.flushed > Some(0))
+        })?;
+        volume.device.refuse(Refused { reads: false, writes: true, flushes: true });
+        let hurt = node.wait_until("all partitions to be in trouble", |all| {
+            all.iter().all(|p| p.state != "ACTIVE" && !p.reason.is_empty())
+        })?;
+        eprintln!("  {}: {} {}", kind.name(), hurt[0].state, hurt[0].reason);
+        let (left, _) = volume.device.cut(Cut::Nothing, &mut || 0);
+        node.kill();
+        ensure(volume.device.refusals() > 0, || "nothing was ever refused".into())?;
+        drop(volume);
+        source.leave()?;
+        let volume = Volume::mount(kind, &format!("{name}-again"), left)?;
+        let data = volume.path().join("data");
+        let mut node = Understudy::at(&name, source.bootstrap(), Some(&data), &[TOPIC])?;
+        recovers(&source, &mut node, &told)?;
+        source.come_back()?;
+        source.prove(&mut node)?;
+        drop(volume.unmount()?);
+    }
+    Ok(())
 }
 
 /// What was there at one moment, and what the device kept of it.

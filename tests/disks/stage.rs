@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use source::{Cluster, Config, Handle, TopicSpec, serve};
+use tests::Outcome;
 use tests::image::Image;
 use tests::understudy::{Partition, Understudy};
-use tests::{Outcome, wait_for};
 
 /// A source of one broker that a test can take away and bring back.
 pub struct Source {
@@ -18,8 +18,9 @@ pub struct Source {
 impl Source {
     /// Starts it with these topics.
     pub fn start(topics: &[TopicSpec]) -> Outcome<Source> {
-        let config =
-            topics.iter().fold(Config::loopback(1), |config, topic| config.with_topic(topic.clone()));
+        let config = topics
+            .iter()
+            .fold(Config::loopback(1), |config, topic| config.with_topic(topic.clone()));
         let handle = serve(config).map_err(|e| e.to_string())?;
         let topics = topics.iter().map(|topic| (topic.name.clone(), topic.partitions)).collect();
         Ok(Source { handle, topics })
@@ -47,12 +48,7 @@ impl Source {
         self.handle.start_broker(0).map_err(|e| e.to_string())
     }
 
-    /// How many partitions there are.
-    pub fn partitions(&self) -> usize {
-        self.topics.iter().map(|(_, partitions)| *partitions as usize).sum()
-    }
-
-    /// Nothing grows any more; the ends of all partitions.
+    /// Nothing grows any more.
     pub fn freeze(&self) -> Outcome {
         for (topic, _) in &self.topics {
             self.cluster().freeze_growth(topic).map_err(|e| e.to_string())?;
@@ -128,11 +124,6 @@ impl Source {
         }
         Ok(())
     }
-}
-
-/// Waits, and asks often: for moments that pass quickly.
-pub fn soon<T>(what: &str, probe: impl FnMut() -> Outcome<Option<T>>) -> Outcome<T> {
-    wait_for(what, Duration::from_secs(60), probe)
 }
 
 /// Numbers from a seed, which is printed; `UNDERSTUDY_SEED` repeats one.

@@ -97,13 +97,15 @@ impl Volume {
     /// # Errors
     /// It stays in use.
     pub fn unmount(self) -> Outcome<Blocks> {
-        wait_for("the file system to be left", std::time::Duration::from_secs(10), || {
-            match umount2(&self.point, MntFlags::empty()) {
+        wait_for(
+            "the file system to be left",
+            std::time::Duration::from_secs(10),
+            || match umount2(&self.point, MntFlags::empty()) {
                 Ok(()) => Ok(Some(())),
                 Err(nix::errno::Errno::EBUSY) => Ok(None),
                 Err(error) => Err(format!("umount {}: {error}", self.point.display())),
-            }
-        })?;
+            },
+        )?;
         Ok(self.device.cut(crate::blocks::Cut::Everything, &mut || 0).0)
     }
 }

@@ -205,8 +205,8 @@ bootstrap_servers = {bootstrap:?}
 
     /// From now on it is started by another program, as `prlimit --nofile=64`, which it takes the
     /// place of.
-    pub fn within(&mut self, program: &[&str]) {
-        self.within = program.iter().map(|word| (*word).to_owned()).collect();
+    pub fn within(&mut self, program: &[String]) {
+        self.within = program.to_vec();
     }
 
     /// Waits for the process to end by itself.
