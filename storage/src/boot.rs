@@ -136,9 +136,23 @@ pub fn slot_path(data_dir: &Path, shard: u16, slot: u64) -> PathBuf {
     data_dir.join(OWN_FOLDER).join(format!("checkpoint-{shard}.{slot}"))
 }
 
-/// Frees the reserve of every directory, so that a failover can be recorded on a full disk.
-pub fn release_reserve(data_dir: &Path) -> io::Result<()> {
-    fs::remove_file(data_dir.join(OWN_FOLDER).join("reserve"))
+/// Gives space back to a full disk, so that a failover can write out what it has and be recorded:
+/// the reserve of a directory is cut to `bytes`. The next start fills it up again.
+///
+/// # Errors
+/// The file cannot be cut. That there is none is no error.
+pub fn shrink_reserve(data_dir: &Path, bytes: u64) -> io::Result<()> {
+    let path = data_dir.join(OWN_FOLDER).join("reserve");
+    match File::options().write(true).open(path) {
+        Ok(file) if file.metadata()?.len() > bytes => {
+            file.set_len(bytes)?;
+            // What a journal still holds is not free yet.
+            file.sync_all()
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn lock(data_dir: &Path) -> Result<File, BootError> {

@@ -23,6 +23,11 @@ impl Placement {
         Placement { shards: vec![0; shards], dirs }
     }
 
+    /// The data folders.
+    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.dirs.iter().map(|(dir, _)| dir.as_path())
+    }
+
     /// The shard for one more partition.
     pub fn shard(&mut self) -> usize {
         let least = (0..self.shards.len()).min_by_key(|shard| self.shards[*shard]);

@@ -9,8 +9,15 @@ use crate::shard_port::{Command, Sealed};
 use crate::states::{Answer, Decision, LinkMode, TopicState, Verb, decide_link, decide_topic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use storage::boot::shrink_reserve;
 use storage::metadata::Change;
+
+/// With so much free, a failover needs no reserve.
+const FREE_BYTES_ENOUGH: u64 = 64 << 20;
+/// What of a reserve is kept from the logs, for the metadata store to record the failover.
+const RESERVE_BYTES_FOR_THE_STORE: u64 = 4 << 20;
 
 /// What a person asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -291,7 +298,9 @@ impl Link {
             names.iter().filter(|name| !begun(name)).cloned().collect()
         };
         // Those whose failover had begun keep the ends that were written then.
+        self.free_reserve(RESERVE_BYTES_FOR_THE_STORE).await;
         let mut ends = self.seal(&fresh).await?;
+        self.free_reserve(0).await;
         let change = if whole { LinkChange::Pause } else { LinkChange::None };
         self.store_topics(&fresh, change, |name, record| {
             record.become_state(TopicState::FailingOver, None, wall_ms());
@@ -320,6 +329,26 @@ impl Link {
             outcome.topics.push(TopicOutcome { topic, code, reason, ends });
         }
         Ok(())
+    }
+
+    /// On a full disk: room for what has come but is not written, and then for the record of it.
+    async fn free_reserve(&self, left_bytes: u64) {
+        let dirs: Vec<PathBuf> =
+            self.shared.placement.borrow().dirs().map(Path::to_owned).collect();
+        let freed = tokio::task::spawn_blocking(move || {
+            for dir in dirs {
+                let free = nix::sys::statvfs::statvfs(&dir)
+                    .map_or(0, |found| found.blocks_available() * found.fragment_size());
+                if free < FREE_BYTES_ENOUGH
+                    && let Err(error) = shrink_reserve(&dir, left_bytes)
+                {
+                    tracing::warn!(%error, dir = %dir.display(), "the reserve cannot be freed");
+                }
+            }
+        });
+        if let Err(error) = freed.await {
+            tracing::warn!(%error, "the reserve cannot be freed");
+        }
     }
 
     async fn seal(&self, names: &[String]) -> Result<BTreeMap<String, Vec<End>>, Outcome> {
