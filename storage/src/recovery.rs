@@ -224,7 +224,8 @@ impl Recovery {
         if self.at == 0 && self.missing_before(base) {
             let entry = self.found.entry.expect("checked");
             self.verdict.end = entry.flushed;
-            let place = Place { segment: entry.flushed.segment, ..Place::default() };
+            let segment = entry.flushed.segment;
+            let place = Place { segment, bytes: 0, offset: segment };
             let reason = "the segment's file is missing".to_owned();
             return self.fail_until(place, entry.flushed.bytes, entry.flushed.offset, reason);
         }
@@ -279,7 +280,8 @@ impl Recovery {
                 if flushed.bytes > 0 && last.is_none_or(|base| base < flushed.segment) =>
             {
                 self.verdict.end = flushed;
-                let place = Place { segment: flushed.segment, ..Place::default() };
+                let segment = flushed.segment;
+                let place = Place { segment, bytes: 0, offset: segment };
                 let reason = "the segment's file is missing".to_owned();
                 self.fail_until(place, flushed.bytes, flushed.offset, reason);
             }

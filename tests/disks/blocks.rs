@@ -136,13 +136,13 @@ impl Cached {
                     left.write(*at, bytes);
                 }
                 Cut::Writes => {
-                    if random() % 2 == 0 {
+                    if random().is_multiple_of(2) {
                         left.write(*at, bytes);
                     }
                 }
                 Cut::Sectors => {
                     for (index, sector) in bytes.chunks(SECTOR).enumerate() {
-                        if random() % 2 == 0 {
+                        if random().is_multiple_of(2) {
                             left.write(at + (index * SECTOR) as u64, sector);
                         }
                     }

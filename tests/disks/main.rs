@@ -23,7 +23,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tests::Outcome;
 
-const SCENARIOS: &[(&str, fn() -> Outcome)] = &[
+type Scenario = (&'static str, fn() -> Outcome);
+
+const SCENARIOS: &[Scenario] = &[
     ("power_cut_on_ext4", power::power_cut_on_ext4),
     ("power_cut_on_xfs", power::power_cut_on_xfs),
     ("failing_device", power::failing_device),

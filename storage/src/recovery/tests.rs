@@ -108,6 +108,10 @@ fn a_file_shorter_than_flushed_or_missing_is_damage() {
     let (verdict, _) =
         recover(found(segments, Some(self::entry(20, 4000, 24))), &[(20, 4000, 24)], torn());
     assert_eq!(verdict.corrupt.unwrap().offsets, 10..20);
+    // The last one: what lies before it is unharmed.
+    let segments = vec![segment(0, 1000, Some(seal(0, 1000, 10, 10)))];
+    let (verdict, _) = recover(found(segments, Some(self::entry(10, 4000, 14))), &[], torn());
+    assert_eq!(verdict.corrupt.unwrap().offsets, 10..14);
 }
 
 #[test]
