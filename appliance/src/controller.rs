@@ -2,8 +2,8 @@
 //!
 //! Everything here runs on the control thread's one executor, so state is in `RefCell`s that are
 //! never borrowed over an await. Reading (status, metrics) never waits for a verb; verbs of one
-//! link take turns. What is decided is durable before it is done, but for failover, where the copy is
-//! flushed before the decision, which names its end, is written.
+//! link take turns. What is decided is durable before it is done, but for failover, where the copy
+//! is flushed before the decision, which names its end, is written.
 
 pub mod link;
 pub mod observe;

@@ -1,8 +1,8 @@
 //! `understudy demo`: the whole promise in a minute, with nothing but this binary.
 //!
 //! It starts the embedded source and a node as processes of their own, uses the node as an operator
-//! would (status, failover, a clean stop), kills the source in between, and then compares every byte
-//! the copy has on disk with what the source must have served. Nothing is left behind.
+//! would (status, failover, a clean stop), kills the source in between, and then compares every
+//! byte the copy has on disk with what the source must have served. Nothing is left behind.
 
 mod processes;
 mod proof;
@@ -96,14 +96,18 @@ pub fn run(options: &Options) -> Result<(), DemoError> {
     out.title("Understudy: copy a source, lose it, fail over, prove the copy");
 
     let source = Source::start(&config, &folder.path)?;
-    out.step("source", &format!(
-        "embedded Kafka-protocol source on {}: {} topics, {} partitions, {} waiting, {}/s more to come",
-        source.address,
-        config.topics.len(),
-        config.topics.iter().map(|t| t.partitions).sum::<i32>(),
-        size(options.bytes as f64),
-        size(GROWTH_BYTES_PER_SECOND * f64::from(PARTITIONS)),
-    ));
+    out.step(
+        "source",
+        &format!(
+            "embedded Kafka-protocol source on {}: {} topics, {} partitions, {} waiting, \
+         {}/s more to come",
+            source.address,
+            config.topics.len(),
+            config.topics.iter().map(|t| t.partitions).sum::<i32>(),
+            size(options.bytes as f64),
+            size(GROWTH_BYTES_PER_SECOND * f64::from(PARTITIONS)),
+        ),
+    );
 
     let begun = Instant::now();
     let node = Node::start(&folder.path, source.address)?;
@@ -173,7 +177,8 @@ fn source_config(bytes: u64) -> ChildConfig {
         batches_max: u64::MAX,
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // The load gets a core of its own where there is one to spare: the last, as shards take the first.
+    // The load gets a core of its own where there is one to spare: the last, as shards take the
+    // first.
     let core = (cores > 1).then(|| cores - 1);
     ChildConfig { core, topics: vec![orders, audit], ..ChildConfig::default() }
 }
@@ -329,14 +334,16 @@ impl Narrator {
         let done = (received as f64 / bytes as f64).min(1.0);
         let filled = (done * CELLS as f64) as usize;
         let bar = format!("{}{}", "#".repeat(filled), "-".repeat(CELLS - filled));
-        let rate = received as f64 / spent.as_secs_f64().max(0.001);
+        let rate = match spent.as_secs_f64() {
+            seconds if seconds < 0.1 => "  ".into(),
+            seconds => format!("  {}/s", size(received as f64 / seconds)),
+        };
         let lag = link.totals.lag_records.map_or("unknown".into(), |l| thousands(l.unsigned_abs()));
         let line = format!(
-            "{:>9}  [{bar}] {} of {}  {}/s  lag {lag} records",
+            "{:>9}  [{bar}] {} of {}{rate}  lag {lag} records",
             "",
             size(received as f64),
             size(bytes as f64),
-            size(rate),
         );
         if self.terminal {
             print!("\r{line:<110}");

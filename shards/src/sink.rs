@@ -76,7 +76,8 @@ impl Trouble {
 
 /// Whether an answer went back to an offset that it had passed over itself.
 pub fn contradicts_itself(error: &AppendError, began_at: i64) -> bool {
-    matches!(error, AppendError::OffsetBelowExpected { base_offset, .. } if *base_offset >= began_at)
+    use AppendError::OffsetBelowExpected;
+    matches!(error, OffsetBelowExpected { base_offset, .. } if *base_offset >= began_at)
 }
 
 /// Takes one answer's records.

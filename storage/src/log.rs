@@ -626,8 +626,8 @@ impl Log {
         }
     }
 
-    /// Moves retired segments whose undo window has passed to the list of those to delete. On a full
-    /// disk there is none: what the source has deleted goes before what it still sends.
+    /// Moves retired segments whose undo window has passed to the list of those to delete. On a
+    /// full disk there is none: what the source has deleted goes before what it still sends.
     pub(crate) fn retire_due(&self) {
         let mut inner = self.inner.borrow_mut();
         let full = inner.disk_full || self.volume.full();

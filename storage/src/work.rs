@@ -155,9 +155,10 @@ impl Log {
     }
 
     /// Cuts the oldest complete segment to its length, writes its indexes, the snapshot at its end
-    /// and, last, its seal. Only then do the segments after it count as written. Nothing is taken out
-    /// of the segment before that, for on a full disk all of it is done again. The epochs are saved
-    /// with it: a recovery that begins behind a sealed segment does not see those that began in it.
+    /// and, last, its seal. Only then do the segments after it count as written. Nothing is taken
+    /// out of the segment before that, for on a full disk all of it is done again. The epochs are
+    /// saved with it: a recovery that begins behind a sealed segment does not see those that began
+    /// in it.
     async fn seal_oldest(&self) -> Result<(), LogError> {
         let (base, place, file, index_bytes, index, checksums, finished) = {
             let inner = self.inner.borrow();

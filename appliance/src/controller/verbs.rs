@@ -367,7 +367,8 @@ impl Link {
             let topic = &state.topics[name];
             let expected = topic.shards.len();
             let known = ends.entry(name.clone()).or_default();
-            // What no shard could open has nothing to flush, and keeps nothing else from failing over.
+            // What no shard could open has nothing to flush, and keeps nothing else from failing
+            // over.
             for (&partition, reason) in &topic.refused {
                 if known.iter().all(|end| end.partition != partition) {
                     let error = Some(reason.clone());

@@ -218,7 +218,8 @@ pub fn thread_cpu() -> Duration {
     crate::uring::thread_cpu()
 }
 
-/// A running task and, awaited, its value. Dropping it stops the task; [`Task::detach`] lets it run.
+/// A running task and, awaited, its value. Dropping it stops the task; [`Task::detach`] lets it
+/// run.
 #[must_use = "dropping a task stops it"]
 pub struct Task<T> {
     id: Option<TaskId>,

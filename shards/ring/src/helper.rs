@@ -1,8 +1,8 @@
 //! Helper threads: what would block the executor's thread runs here.
 //!
 //! Two per executor, so that a slow flush does not hold up an open: one for the namespace and small
-//! files, one for flushes (which shares its flushes with those of other executors: [`crate::flusher`]).
-//! Requests come over a channel; answers go into a list, and a bell rings.
+//! files, one for flushes (which shares its flushes with those of other executors:
+//! [`crate::flusher`]). Requests come over a channel; answers go into a list, and a bell rings.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};

@@ -15,8 +15,8 @@
 //!    the driver's completions into wakes.
 //!
 //! Wakers work from any thread, so any runtime-agnostic channel can feed a shard. One ring wakes
-//! another by a message (`IORING_OP_MSG_RING`) that leaves with its next turn, at the latest when it
-//! ends: a task must not block its thread to wait for the answer. Other threads ring an eventfd.
+//! another by a message (`IORING_OP_MSG_RING`) that leaves with its next turn, at the latest when
+//! it ends: a task must not block its thread to wait for the answer. Other threads ring an eventfd.
 //!
 //! Everything is bounded: operations by slots, memory by the arena, tasks' turns by polls.
 //!

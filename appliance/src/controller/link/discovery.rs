@@ -1,8 +1,8 @@
 //! Following the source: asking for its metadata, and what the answers come to.
 //!
-//! An answer is taken in under the link's turn, in this order: is it the right cluster, which topics
-//! are new, what has become of those we know, who leads. Leaders come last, so that nothing is
-//! fetched of a topic that has just been found to be another.
+//! An answer is taken in under the link's turn, in this order: is it the right cluster, which
+//! topics are new, what has become of those we know, who leads. Leaders come last, so that nothing
+//! is fetched of a topic that has just been found to be another.
 
 use super::{Health, Link, Topic, mode_of};
 use crate::controller::observe::{Observation, observe};

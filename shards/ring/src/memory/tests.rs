@@ -57,8 +57,10 @@ fn a_freeze_past_the_end_is_a_bug() {
     let _ = lease.freeze(BLOCK + 1);
 }
 
+const CASES: u32 = if cfg!(miri) { 4 } else { 256 };
+
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(CASES))]
     /// Whatever is taken and given back in whatever order, everything can be taken again.
     #[test]
     fn everything_comes_back(steps in proptest::collection::vec((0usize..5, 0usize..8), 1..80)) {

@@ -7,7 +7,8 @@ use std::time::Duration;
 /// otherwise.
 ///
 /// [`Faults::default`] holds what any correct program must live with unharmed: delays, any order of
-/// completions, short reads and writes. [`Faults::harsh`] adds errors. [`Faults::none`] only delays.
+/// completions, short reads and writes. [`Faults::harsh`] adds errors. [`Faults::none`] only
+/// delays.
 #[derive(Clone, Debug)]
 pub struct Faults {
     /// Of the disks.

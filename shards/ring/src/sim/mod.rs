@@ -24,8 +24,8 @@
 //! assert!(kept == b"first" || kept == b"second" || kept.is_empty()); // cut, not yet written
 //! ```
 //!
-//! [`for_seeds`] runs a test for many seeds, or for the one in `RING_SEED`. A world costs little: an
-//! arena's pages are taken when they are touched; thousands of runs a minute are usual.
+//! [`for_seeds`] runs a test for many seeds, or for the one in `RING_SEED`. A world costs little:
+//! an arena's pages are taken when they are touched; thousands of runs a minute are usual.
 //!
 //! # What it can find
 //!

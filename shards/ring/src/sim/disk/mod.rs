@@ -1,10 +1,10 @@
 //! A simulated disk with a journaling file system on it, as ext4 (`data=ordered`) and XFS behave.
 //!
-//! - **Data**: content is kept by 512-byte sectors in layers ([`sectors`]): what reads see, what the
-//!   device surely holds, and every version in between. A power loss keeps, per sector, any one of
-//!   the versions since the last flush or the flushed one, and never a mix of bytes within one.
-//! - **Metadata**: creates, removals, renames and lengths go into a journal ([`namespace`]). A power
-//!   loss keeps a *prefix* of it: both file systems log metadata in order and write whole
+//! - **Data**: content is kept by 512-byte sectors in layers ([`sectors`]): what reads see, what
+//!   the device surely holds, and every version in between. A power loss keeps, per sector, any one
+//!   of the versions since the last flush or the flushed one, and never a mix of bytes within one.
+//! - **Metadata**: creates, removals, renames and lengths go into a journal ([`namespace`]). A
+//!   power loss keeps a *prefix* of it: both file systems log metadata in order and write whole
 //!   transactions. What is finer in reality (an fsync of one file commits the running
 //!   transaction) is modelled at its weakest: a flush of a file commits the journal only as far as
 //!   the last change that concerns this file.

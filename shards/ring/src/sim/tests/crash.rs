@@ -1,3 +1,5 @@
+//! What a power loss leaves on a simulated disk, and what faulty media show.
+
 use std::io;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Simulated streams: order, resets, cuts, silence.
+
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;

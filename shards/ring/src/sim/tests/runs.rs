@@ -1,3 +1,5 @@
+//! Whole runs: seeds, deadlocks, livelocks, virtual time.
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
