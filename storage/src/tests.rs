@@ -378,7 +378,7 @@ fn a_first_segment_that_is_missing_is_damage() {
         respond(&log, &testing::run(0..50, 1000), 4000).unwrap();
         store.close().await;
         drop((log, store));
-        std::fs::remove_file(id(0).folder(&path).join(Kind::Log.name(0))).unwrap();
+        fs::remove_file(id(0).folder(&path).join(Kind::Log.name(0))).unwrap();
         let store = self::store(&path).await;
         let (log, _) = open(&store, settings).await;
         let LogState::Corrupt(corrupt) = log.state() else { panic!("{:?}", log.state()) };
