@@ -319,7 +319,8 @@ impl Opened {
         let bounds = Bounds::local(self.settings.batch_bytes_max);
         let expected = place.offset.max(self.log_start_offset);
         let mut checker = Checker::new(expected, self.last_epoch, place.bytes, bounds);
-        if self.new {
+        // The first batch of a log may begin below it, also after a restart that came before it.
+        if self.new || (self.sealed.is_empty() && place.bytes == 0) {
             checker.allow_straddle(0);
         } else if place.offset < expected {
             checker.allow_straddle(place.offset);
