@@ -71,14 +71,16 @@ impl Model {
 
     /// A flushed end was reported.
     pub fn reported(&mut self, flushed: i64, log_start: i64) -> Result<(), String> {
-        if flushed < self.flushed && self.open_cuts.is_empty() {
+        if flushed < self.flushed && flushed > log_start && self.open_cuts.is_empty() {
             let before = self.flushed;
             return Err(format!("{}: flushed went back from {before} to {flushed}", self.key));
         }
-        self.flushed = flushed;
         if flushed <= log_start {
-            return Ok(()); // no record of its own is promised
+            // No record is promised; the first may come in a batch that begins below the start.
+            self.flushed = 0;
+            return Ok(());
         }
+        self.flushed = flushed;
         let sure = self.open_cuts.iter().copied().min().unwrap_or(i64::MAX);
         self.floor = self.floor.max(flushed.min(sure));
         Ok(())

@@ -176,11 +176,12 @@ impl World {
     pub fn start(&mut self, shards: usize, faults: Faults) -> Result<(), String> {
         self.telling = false;
         self.bad_disk = faults.disk.read_error_ppm > 0;
-        // A node that cannot read or write its own folder does not start: the boot itself is spared.
+        // A node that cannot read or write its own folder does not start: the boot itself is
+        // spared.
         self.sim.disk(Machine::FIRST, |disk| {
             disk.set_capacity(1 << 40);
             disk.fail_flushes(0);
-            if faults.disk.flush_error_ppm > 0 {
+            if self.plan.trouble.bad_disk {
                 // A device that fails again is only sure of what a checkpoint says.
                 for model in self.models.values_mut() {
                     model.floor = model.floor.min(model.checkpointed(disk));
