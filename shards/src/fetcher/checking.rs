@@ -291,7 +291,7 @@ impl Fetcher {
             }
             OnSourceGap::Continue => {
                 log.advance_start(source_start);
-                self.want(key);
+                self.in_range(key, source_start);
             }
         }
     }
