@@ -28,7 +28,7 @@ use tally::Tally;
 /// followed; a comparison that waited for what the source had deleted; an unreadable checkpoint
 /// slot that kept the node down; sealing that waited for the memory it was to free; an empty
 /// log that forgot, in a restart, that its first batch may begin below it.
-const FOUND: &[u64] = &[1012, 1014, 1016, 1030, 1055, 5010];
+const FOUND: &[u64] = &[1012, 1014, 1016, 1030, 1055, 1207, 5010];
 
 /// How long the plain command runs.
 const SECONDS: u64 = 60;
