@@ -108,7 +108,8 @@ fn check_status(
     }
     for partition in &status.partitions {
         let PartitionStatus { key, state, received, written, flushed, log_start, .. } = partition;
-        let local = *state == PartitionState::Faulted(FaultCode::LocalLog);
+        let local =
+            matches!(state, PartitionState::Faulted(FaultCode::LocalLog) | PartitionState::Corrupt);
         let begun = received >= log_start || local;
         if !(received >= written && written >= flushed && begun) {
             return Err(format!("{key}: positions out of order: {partition:?}"));

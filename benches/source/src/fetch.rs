@@ -130,9 +130,7 @@ impl Pending {
         let told = || -> Vec<Wanted> { answers.iter().map(Answer::told).collect() };
         let sessions = &mut state.brokers[broker].sessions;
         let session_id = match context {
-            FetchContext::Full(_) if *version >= 7 => {
-                sessions.create(told(), *by_topic_id, *began)
-            }
+            FetchContext::Full(_) if *version >= 7 => sessions.create(told(), *by_topic_id, *began),
             FetchContext::Incremental { session_id, next_epoch, .. } => {
                 if !sessions.told(*session_id, *next_epoch, &told()) {
                     let error = session_error(SessionError::InvalidEpoch);
