@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::mount::{MntFlags, umount2};
 use tests::{Outcome, process, wait_for, work_dir};
 
 use crate::blocks::Blocks;
@@ -97,22 +96,23 @@ impl Volume {
     /// # Errors
     /// It stays in use.
     pub fn unmount(self) -> Outcome<Blocks> {
-        wait_for(
-            "the file system to be left",
-            std::time::Duration::from_secs(10),
-            || match umount2(&self.point, MntFlags::empty()) {
-                Ok(()) => Ok(Some(())),
-                Err(nix::errno::Errno::EBUSY) => Ok(None),
-                Err(error) => Err(format!("umount {}: {error}", self.point.display())),
-            },
-        )?;
+        // In a process of its own: should this one be killed meanwhile, none of its threads waits
+        // for the device that it serves itself, and so it can end.
+        wait_for("the file system to be left", std::time::Duration::from_secs(10), || {
+            let output = process::run_any("umount", Command::new("umount").arg(&self.point))?;
+            match output.status.success() {
+                true => Ok(Some(())),
+                false if output.stderr.contains("busy") => Ok(None),
+                false => Err(output.stderr),
+            }
+        })?;
         Ok(self.device.cut(crate::blocks::Cut::Everything, &mut || 0).0)
     }
 }
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        let _ = umount2(&self.point, MntFlags::MNT_DETACH);
+        let _ = process::run_any("umount", Command::new("umount").arg("-l").arg(&self.point));
         let _ = std::fs::remove_dir(&self.point);
     }
 }
