@@ -203,7 +203,7 @@ pub fn program(named: Option<&Path>) -> Outcome<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     eprintln!("building the release binary");
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "-p", "appliance", "--bin", "understudy"]);
+    build.args(["build", "--release", "-p", "understudy", "--bin", "understudy"]);
     build.args(["--message-format", "json-render-diagnostics"]).current_dir(workspace);
     let output = build.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {

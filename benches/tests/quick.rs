@@ -30,7 +30,7 @@ fn product() -> PathBuf {
     let bench = Path::new(env!("CARGO_BIN_EXE_benches"));
     let folder = bench.parent().expect("a folder");
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "-p", "appliance", "--bin", "understudy"]);
+    build.args(["build", "-p", "understudy", "--bin", "understudy"]);
     if folder.ends_with("release") {
         build.arg("--release");
     }
