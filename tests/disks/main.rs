@@ -18,6 +18,9 @@ mod power;
 mod stage;
 mod volume;
 
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
 use libtest_mimic::{Arguments, Trial};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -67,5 +70,19 @@ fn apart() -> Outcome {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|e| told("a mount namespace of our own", e))?;
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
-        .map_err(|e| told("make all mounts private", e))
+        .map_err(|e| told("make all mounts private", e))?;
+    hold_mounts()
+}
+
+/// Has another process be the last to leave the namespace, when its pipe to this one is closed. A
+/// process leaves its namespace before its files are closed: left by this one last, the file
+/// systems would be written out to devices that nobody serves any more, for ever.
+fn hold_mounts() -> Outcome {
+    let mut holder = Command::new("cat");
+    // In a group of its own: a signal to ours is not for it.
+    holder.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+    let holder = holder.spawn().map_err(|e| format!("start cat: {e}"))?;
+    // The pipe stays open as long as this process lives.
+    std::mem::forget(holder);
+    Ok(())
 }
