@@ -20,8 +20,8 @@ pub use verbs::{Ending, Outcome, Request, TopicOutcome};
 
 use crate::config::{Config, LinkConfig};
 use crate::reload::{self, Change as ReloadChange, LinkFacts, Reload};
-use crate::shard_port::Event;
 use crate::states::LinkMode;
+use ::shards::control::Event;
 use placement::Placement;
 use records::{LinkRecord, Stored, TopicRecord};
 use shards::Shards;

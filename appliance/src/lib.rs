@@ -13,5 +13,4 @@ pub mod http;
 pub mod kafka;
 pub mod metrics;
 pub mod reload;
-pub use shards::control as shard_port;
 pub mod states;

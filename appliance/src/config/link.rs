@@ -3,7 +3,7 @@
 use super::reader::Section;
 use super::units;
 use crate::filters::TopicFilter;
-use crate::shard_port::{OnSourceGap, Start};
+use shards::control::{OnSourceGap, Start};
 use std::time::Duration;
 use toml::de::DeValue;
 

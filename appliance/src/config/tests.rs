@@ -1,6 +1,6 @@
 use super::*;
-use crate::shard_port::{OnSourceGap, Start};
 use proptest::prelude::*;
+use shards::control::{OnSourceGap, Start};
 
 const GOOD: &str = r#"
 [node]

@@ -9,10 +9,10 @@ use super::store::StoreError;
 use super::{Shared, may_talk, wall_ms};
 use crate::config::LinkConfig;
 use crate::reload::LinkFacts;
-use crate::shard_port::{
+use crate::states::{LinkMode, LinkState, TopicState};
+use shards::control::{
     Assign, ClusterView, Command, LinkSettings, Mode, PartitionKey, PartitionState,
 };
-use crate::states::{LinkMode, LinkState, TopicState};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;

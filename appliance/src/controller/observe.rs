@@ -2,8 +2,8 @@
 
 use super::records::TopicRecord;
 use super::source::SourceTopic;
-use crate::shard_port::FaultCode;
 use crate::states::TopicState;
+use shards::control::FaultCode;
 use uuid::Uuid;
 
 /// Answers in a row that must leave a topic out before it counts as deleted: a broker that has just

@@ -1,6 +1,6 @@
 //! The shards as control sees them: queues to send commands to, answers gathered in bounded time.
 
-use crate::shard_port::{Assign, Command, PartitionKey, Sealed, ShardStatus};
+use shards::control::{Assign, Command, PartitionKey, Sealed, ShardStatus};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};

@@ -5,10 +5,10 @@ use super::source::{
 };
 use super::*;
 use crate::config::Config;
-use crate::shard_port::{
+use crate::states::{TopicState, Verb};
+use ::shards::control::{
     Command, Mode, PartitionKey, PartitionState, PartitionStatus, Refused, Sealed, ShardStatus,
 };
-use crate::states::{TopicState, Verb};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

@@ -2,8 +2,8 @@
 
 use super::testing::*;
 use super::*;
-use crate::shard_port::{FaultCode, Mode, PartitionState};
 use crate::states::{TopicState, Verb};
+use ::shards::control::{FaultCode, Mode, PartitionState};
 use std::time::Duration;
 #[test]
 fn topics_are_discovered_spread_and_replicated() {

@@ -1,7 +1,6 @@
 //! Every metric family, written from one snapshot.
 
 use crate::controller::status::{LinkView, NodeView, Totals};
-use crate::shard_port::{ShardStats, ShardStatus};
 use crate::states::{LinkState, TopicState};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
@@ -9,6 +8,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
+use shards::control::{ShardStats, ShardStatus};
 use std::collections::BTreeMap;
 use std::fmt::{Error, Result};
 

@@ -10,10 +10,10 @@ use crate::controller::records::{self, TopicRecord};
 use crate::controller::source::{SourceCluster, SourcePartition, SourceTopic};
 use crate::controller::store::StoreError;
 use crate::controller::wall_ms;
-use crate::shard_port::{
+use crate::states::TopicState;
+use shards::control::{
     Broker, ClusterView, Command, Mode, PartitionState, PartitionView, TopicView,
 };
-use crate::states::TopicState;
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
