@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tests::compare::Equal;
 use tests::dump::Gaps;
 use tests::image::Image;
 use tests::understudy::{LINK, Partition, Understudy};
@@ -20,7 +21,7 @@ pub fn killed_under_load(stage: &mut Stage) -> Outcome {
     stage.load.begin(topic, load)?;
     let mut copy = Understudy::start("killed", &stage.cluster, &[topic])?;
     let mut random = seeded();
-    let mut slowest = Duration::ZERO;
+    let mut starts = Vec::new();
     for round in 0..rounds {
         let told = copy.wait_until("three partitions", |all| all.len() == 3)?;
         std::thread::sleep(Duration::from_millis(random() % 700));
@@ -33,7 +34,7 @@ pub fn killed_under_load(stage: &mut Stage) -> Outcome {
         }
         let started = Instant::now();
         copy.launch()?;
-        slowest = slowest.max(started.elapsed());
+        starts.push(started.elapsed());
         let back = copy.wait_until("all partitions to be there", |all| {
             all.len() == told.len() && all.iter().all(|p| p.flushed.is_some())
         })?;
@@ -43,10 +44,45 @@ pub fn killed_under_load(stage: &mut Stage) -> Outcome {
                 format!("round {round}: killed at {partition:?}, back at {now:?}")
             })?;
         }
+        if round % 100 == 99 {
+            copy.stop()?;
+            let so_far = equal_so_far(stage, &copy, topic)?;
+            eprintln!("  round {}: {so_far:?}, {}", round + 1, spread(&mut starts));
+            copy.launch()?;
+        }
     }
     stage.load.stop(topic)?;
-    eprintln!("  {rounds} kills; the slowest start took {} ms", slowest.as_millis());
+    eprintln!("  {rounds} kills; {}", spread(&mut starts));
     stage.prove(&mut copy, &[topic], Gaps::None).map(drop)
+}
+
+/// What a stopped copy has of a topic that still grows is what the leaders have there.
+fn equal_so_far(stage: &Stage, copy: &Understudy, topic: &str) -> Outcome<Equal> {
+    let mut all = Equal::default();
+    for (partition, leader) in stage.load.describe(topic)?.leaders.iter().enumerate() {
+        let image = Image::read(&copy.partition_dir(topic, partition))?;
+        let leader = leader.ok_or("a partition without a leader")?;
+        let dir = stage.cluster.partition_dir(leader, topic, partition);
+        // Its last batch may be half written just now.
+        let original = tests::wait_for("the leader's log", Duration::from_secs(10), || {
+            Ok(Image::read(&dir)
+                .ok()
+                .filter(|original| original.end_offset() >= image.end_offset()))
+        })?;
+        let equal = tests::compare::equal(&original, &image, 0..image.end_offset())?;
+        all.batches += equal.batches;
+        all.bytes += equal.bytes;
+    }
+    Ok(all)
+}
+
+/// How long starts took.
+fn spread(starts: &mut [Duration]) -> String {
+    starts.sort();
+    let at = |part: usize| starts.get(starts.len() * part / 100).or(starts.last());
+    let ms = |part: usize| at(part).map_or(0, Duration::as_millis);
+    let (half, most, all) = (ms(50), ms(99), ms(100));
+    format!("starts took {half} ms (median), {most} ms (99 of 100), {all} ms (the slowest)")
 }
 
 /// Numbers from a seed, which is printed; `UNDERSTUDY_SEED` repeats one.
