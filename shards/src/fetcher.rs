@@ -25,11 +25,13 @@ use storage::log::LogState;
 use uuid::Uuid;
 
 use crate::limits::{
-    CONNECT_LIMIT, FETCH_BYTES_MAX, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX, FRUITLESS_ANSWERS_FREE,
-    FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX, REQUEST_LIMIT,
+    BACKFILL_ANSWER_TARGET, CONNECT_LIMIT, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX,
+    FRUITLESS_ANSWERS_FREE, FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX,
+    REQUEST_LIMIT, TAIL_ANSWER_TARGET,
 };
 use crate::link::Link;
 use crate::partition::Partition;
+use crate::pool::FetchSize;
 use crate::sink::{Member, Outcome, Sink, Stage};
 
 /// What kind of traffic a connection carries. Partitions at their end never wait behind those
@@ -54,9 +56,8 @@ pub struct FetcherShared {
     pub connected: Cell<bool>,
     /// The open socket, to see it closed.
     pub socket: Cell<Option<ClosingSocket>>,
-    /// Since the last look: time waiting for answers, time receiving them.
-    pub waiting: Cell<Duration>,
-    pub receiving: Cell<Duration>,
+    /// Record bytes that arrived since the last look.
+    pub arrived: Cell<u64>,
 }
 
 enum Change {
@@ -75,8 +76,7 @@ impl FetcherShared {
             heard_ms: Cell::new(0),
             connected: Cell::new(false),
             socket: Cell::new(None),
-            waiting: Cell::default(),
-            receiving: Cell::default(),
+            arrived: Cell::new(0),
         })
     }
 
@@ -140,6 +140,9 @@ pub struct Fetcher {
     backoff: Backoff,
     /// Answers in a row that came at once and brought nothing.
     fruitless: u32,
+    size: FetchSize,
+    /// The last placement of the link that was followed.
+    placement: u64,
 }
 
 impl Fetcher {
@@ -157,12 +160,15 @@ impl Fetcher {
             outcome: Outcome::default(),
             backoff: Backoff::new(),
             fruitless: 0,
+            size: FetchSize::new(),
+            placement: 0,
         }
     }
 
     /// Runs until it is dropped.
     pub async fn run(mut self) {
         loop {
+            self.hand_over();
             self.apply_changes();
             if self.by_uid.is_empty() {
                 self.shared.changed().await;
@@ -183,9 +189,11 @@ impl Fetcher {
         self.shared.connected.set(true);
         self.shared.socket.set(Some(connection.watch_close()));
         self.session.moved();
+        self.size = FetchSize::new();
         self.start_over();
         let _sharer = self.link.share_memory();
         loop {
+            self.hand_over();
             self.apply_changes();
             if self.by_uid.is_empty() {
                 return Ok(());
@@ -228,27 +236,31 @@ impl Fetcher {
 
     /// One request and its answer.
     async fn fetch(&mut self, connection: &mut Connection) -> Result<(), NetError> {
-        let reserved = self.link.reserve(FETCH_BYTES_MAX).await;
+        let reserved = self.link.reserve(self.size.bytes()).await;
         let limits = FetchLimits {
             max_wait_ms: FETCH_WAIT_MS,
             min_bytes: 1,
             max_bytes: i32::try_from(reserved.bytes()).unwrap_or(i32::MAX),
         };
         let waited_before = connection.counters().waiting;
+        let asked = reserved.bytes();
         let begun = ring::now();
         self.outcome.clear();
         let answer = {
-            let mut sink = Sink::new(&mut self.members, &mut self.outcome);
+            let mut sink = Sink::new(&mut self.members, &mut self.outcome, &self.shared.arrived);
             connection.fetch(&mut self.session, &limits, &mut sink).await
         };
         drop(reserved);
         let waited = connection.counters().waiting.saturating_sub(waited_before);
-        self.shared.waiting.set(self.shared.waiting.get() + waited);
-        let spent = (ring::now() - begun).saturating_sub(waited);
-        self.shared.receiving.set(self.shared.receiving.get() + spent);
+        let receiving = (ring::now() - begun).saturating_sub(waited);
         let progress = !self.outcome.moved.is_empty() || !self.outcome.compared.is_empty();
         self.settle(answer.as_ref().ok());
         let answer = answer?;
+        let target = match self.shared.kind {
+            Kind::Tail => TAIL_ANSWER_TARGET,
+            Kind::Backfill(_) => BACKFILL_ANSWER_TARGET,
+        };
+        self.size.answered(asked, answer.records_bytes, receiving, target);
         let pace = self.pace(progress, ring::now() - begun);
         let pause = answer.throttle.min(REQUEST_LIMIT).max(pace);
         if !pause.is_zero() {
@@ -267,6 +279,21 @@ impl Fetcher {
         self.fruitless = self.fruitless.saturating_add(1);
         let excess = self.fruitless.saturating_sub(FRUITLESS_ANSWERS_FREE);
         (FRUITLESS_PAUSE * excess).min(FRUITLESS_PAUSE_MAX)
+    }
+
+    /// Partitions that belong on another connection by now go there: between two answers, so that
+    /// nothing is received in vain.
+    fn hand_over(&mut self) {
+        let placement = self.link.placement();
+        if placement == self.placement {
+            return;
+        }
+        self.placement = placement;
+        for key in self.by_uid.values().copied() {
+            if let Some(partition) = self.owned(key) {
+                self.link.place(&partition);
+            }
+        }
     }
 
     /// On a fresh connection every member is asked for anew.

@@ -10,6 +10,8 @@ pub const CHECKS_PER_REQUEST: usize = 512;
 pub const FETCH_WAIT_MS: i32 = 500;
 /// How much one fetch may bring, in bytes: bounds what a connection holds in memory.
 pub const FETCH_BYTES_MAX: usize = 16 << 20;
+/// How much the first fetch of a connection may bring, before anything is known of the link.
+pub const FETCH_BYTES_FIRST: usize = 1 << 20;
 /// How much one fetch brings at least, when memory is short.
 pub const FETCH_BYTES_MIN: usize = 256 << 10;
 /// How much one fetch may bring of one partition, in bytes.
@@ -24,8 +26,13 @@ pub const IDLE_PAUSE: Duration = Duration::from_millis(20);
 pub const BAD_BATCHES_MAX: u32 = 5;
 /// How often the pool of connections is reconsidered.
 pub const POOL_INTERVAL: Duration = Duration::from_millis(500);
-/// A partition this many full answers behind is backfill.
-pub const FULL_ANSWERS_BACKFILL: u32 = 4;
+/// A partition so many bytes behind is backfill.
+pub const BACKFILL_BYTES: u64 = 8 << 20;
+/// How long an answer to the tail connection should take to arrive: its partitions wait for one
+/// another.
+pub const TAIL_ANSWER_TARGET: Duration = Duration::from_millis(500);
+/// How long one to a backfill connection should.
+pub const BACKFILL_ANSWER_TARGET: Duration = Duration::from_secs(2);
 /// Commands waiting for a shard.
 pub const COMMANDS_WAITING_MAX: usize = 256;
 /// Memory lent for records that are only compared, in bytes.

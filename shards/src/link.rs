@@ -17,7 +17,7 @@ use crate::control::{ClusterView, Event, FaultCode, LinkSettings};
 use crate::fetcher::{Fetcher, FetcherShared, Kind};
 use crate::limits::POOL_INTERVAL;
 use crate::partition::{Condition, Leader, Partition};
-use crate::pool::{Interval, connections_wanted};
+use crate::pool::{Interval, Pool};
 use crate::shard::Shard;
 
 /// One link's part of a shard.
@@ -36,13 +36,15 @@ pub struct Link {
     rate: RefCell<Option<RateLimit>>,
     backfill_rate: RefCell<Option<RateLimit>>,
     stale_told: Cell<Option<ring::Instant>>,
+    /// Counts changes of which connection a partition belongs on.
+    placement: Cell<u64>,
 }
 
 /// The connections to one broker.
 #[derive(Default)]
 struct BrokerPool {
     fetchers: BTreeMap<Kind, (Rc<FetcherShared>, Task<()>)>,
-    backfill_connections: usize,
+    pool: Pool,
 }
 
 /// Metadata is not asked for again sooner than this.
@@ -63,6 +65,7 @@ impl Link {
             rate: RefCell::default(),
             backfill_rate: RefCell::default(),
             stale_told: Cell::default(),
+            placement: Cell::new(0),
         });
         link.set_settings(settings);
         link
@@ -171,9 +174,8 @@ impl Link {
             return Kind::Tail;
         }
         let mut brokers = self.brokers.borrow_mut();
-        let pool = brokers.entry(broker).or_default();
-        pool.backfill_connections = pool.backfill_connections.max(1);
-        Kind::Backfill((partition.uid % pool.backfill_connections as u64) as usize)
+        let connections = brokers.entry(broker).or_default().pool.connections().max(1);
+        Kind::Backfill((partition.uid % connections as u64) as usize)
     }
 
     fn fetcher(self: &Rc<Self>, broker: i32, kind: Kind) -> Rc<FetcherShared> {
@@ -248,44 +250,45 @@ impl Link {
         }
     }
 
-    /// Reconsiders how many connections carry backfill.
-    pub fn adjust_pools(self: &Rc<Self>) {
+    /// Reconsiders what is backfill, and how many connections carry it. `busy`: this core had
+    /// hardly any time left. The fetchers follow between two answers.
+    pub fn adjust_pools(&self, busy: bool) {
         let most = self.settings.borrow().connections_max as usize;
-        let mut moving = Vec::new();
-        {
-            let mut brokers = self.brokers.borrow_mut();
-            let mut backfilling: HashMap<i32, Vec<Rc<Partition>>> = HashMap::new();
-            for partition in self.partitions.borrow().values() {
-                if let Some(fetcher) = partition.fetcher()
-                    && partition.backfill.get()
-                {
-                    backfilling.entry(fetcher.broker).or_default().push(Rc::clone(partition));
-                }
+        let mut changed = false;
+        let mut backfilling: HashMap<i32, usize> = HashMap::new();
+        let partitions = self.partitions.borrow();
+        let received = partitions.values().map(|p| p.bytes()).sum::<u64>();
+        let usual = received.checked_div(partitions.values().map(|p| p.records()).sum());
+        for partition in partitions.values() {
+            let Some(fetcher) = partition.fetcher() else { continue };
+            if !partition.backfill.get() && partition.is_far_behind(usual) {
+                partition.backfill.set(true);
+                changed = true;
             }
-            for (broker, pool) in brokers.iter_mut() {
-                let partitions = backfilling.remove(broker).unwrap_or_default();
-                let mut seen = Interval {
-                    backfilling: partitions.len(),
-                    connections: pool.backfill_connections,
-                    ..Interval::default()
-                };
-                for (shared, _) in pool.fetchers.values() {
-                    let (waiting, receiving) = (shared.waiting.take(), shared.receiving.take());
-                    if shared.kind != Kind::Tail {
-                        seen.waiting += waiting;
-                        seen.receiving += receiving;
-                    }
-                }
-                let wanted = connections_wanted(&seen, most);
-                if wanted != pool.backfill_connections {
-                    pool.backfill_connections = wanted;
-                    moving.extend(partitions);
-                }
+            if partition.backfill.get() {
+                *backfilling.entry(fetcher.broker).or_default() += 1;
             }
         }
-        for partition in moving {
-            self.place(&partition);
+        for (broker, connections) in self.brokers.borrow_mut().iter_mut() {
+            let arrived = |(shared, _): &(Rc<FetcherShared>, Task<()>)| match shared.kind {
+                Kind::Tail => 0,
+                Kind::Backfill(_) => shared.arrived.take(),
+            };
+            let seen = Interval {
+                backfilling: backfilling.remove(broker).unwrap_or(0),
+                bytes: connections.fetchers.values().map(arrived).sum(),
+                busy,
+            };
+            changed |= connections.pool.consider(&seen, most);
         }
+        if changed {
+            self.placement.set(self.placement.get() + 1);
+        }
+    }
+
+    /// Changes when a partition may belong on another connection.
+    pub fn placement(&self) -> u64 {
+        self.placement.get()
     }
 
     /// One more connection shares the memory for fetches.

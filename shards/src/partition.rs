@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::control::{Assign, FaultCode, Mode, PartitionKey, PartitionState, PartitionStatus};
 use crate::fetcher::FetcherShared;
+use crate::pool::is_far_behind;
 
 /// One partition. Shared by the link, the fetcher that serves it and the commands that touch it.
 pub struct Partition {
@@ -39,8 +40,6 @@ pub struct Partition {
     appending: Cell<Option<u64>>,
     /// The last batch has to be compared with the source before records are taken.
     unchecked: Cell<bool>,
-    /// Answers in a row that were as long as they could be.
-    pub full_answers: Cell<u32>,
     /// Its log is being cut back.
     pub cutting: Cell<bool>,
     /// Far behind: it belongs on a backfill connection.
@@ -101,7 +100,6 @@ impl Partition {
             fetcher: RefCell::new(None),
             appending: Cell::new(None),
             unchecked: Cell::new(true),
-            full_answers: Cell::new(0),
             cutting: Cell::new(false),
             backfill: Cell::new(false),
             leader: Cell::new(None),
@@ -287,6 +285,23 @@ impl Partition {
     /// Offsets passed since start.
     pub fn records(&self) -> u64 {
         self.records_received.get()
+    }
+
+    /// Bytes received since start.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_received.get()
+    }
+
+    /// Whether it lacks more than what a few answers bring. `usual` is the size of a record where
+    /// it has not seen any of its own.
+    pub fn is_far_behind(&self, usual: Option<u64>) -> bool {
+        let own = self.bytes().checked_div(self.records());
+        let (Some(bytes), Some(end), Some(log)) =
+            (own.or(usual), self.source.get().end, self.log())
+        else {
+            return false;
+        };
+        is_far_behind(end.saturating_sub(log.positions().received.0.offset), bytes)
     }
 
     /// Whether we have all the source had when it last answered.

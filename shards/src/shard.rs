@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use ring::{Share, spawn};
 use storage::log::{Log, LogError, LogSettings, LogState};
@@ -469,13 +470,16 @@ impl Shard {
     /// Looks after what waits: retries, and how many connections are worth having.
     async fn maintain(self: Rc<Self>) {
         let every = (POOL_INTERVAL.as_millis() / MAINTENANCE_INTERVAL.as_millis()).max(1);
+        let mut load = Load::default();
         for round in 1u128.. {
             ring::sleep(MAINTENANCE_INTERVAL).await;
+            let adjust = round.is_multiple_of(every);
+            let busy = adjust && load.is_busy();
             let links: Vec<_> = self.links.borrow().values().cloned().collect();
             for link in links {
                 link.retry_due();
-                if round.is_multiple_of(every) {
-                    link.adjust_pools();
+                if adjust {
+                    link.adjust_pools(busy);
                 }
             }
         }
@@ -492,6 +496,28 @@ impl Shard {
         self.links.borrow_mut().clear();
         self.partitions.borrow_mut().clear();
     }
+}
+
+/// How much of its time this core slept since the last look.
+#[derive(Default)]
+struct Load {
+    at: ring::Instant,
+    slept: Duration,
+}
+
+impl Load {
+    /// Whether the core slept less than a tenth of the time: more connections would not help it.
+    fn is_busy(&mut self) -> bool {
+        let now = Load { at: ring::now(), slept: slept() };
+        let past = std::mem::replace(self, now);
+        self.slept.saturating_sub(past.slept) * 10 < self.at - past.at
+    }
+}
+
+/// Time inside `io_uring_enter` with something to wait for.
+fn slept() -> Duration {
+    let driver = ring::stats().driver;
+    driver.enter_time.saturating_sub(driver.enter_busy_time)
 }
 
 /// Flushes what has come; on a disk that stays full, what could be written is all there is.

@@ -1,5 +1,6 @@
 //! Where `net` and `storage` meet: the records of an answer go into the logs of their partitions.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use net::ErrorCode;
@@ -35,8 +36,8 @@ pub enum Stage {
 /// What one answer said and did, partition by partition; cleared and used again.
 #[derive(Default)]
 pub struct Outcome {
-    /// Partitions whose position moved, by key, and how many bytes they were sent.
-    pub moved: Vec<(u32, usize)>,
+    /// Partitions whose position moved, by key.
+    pub moved: Vec<u32>,
     /// Partitions whose last batch has been compared.
     pub compared: Vec<u32>,
     /// Partitions with trouble.
@@ -84,6 +85,8 @@ pub fn contradicts_itself(error: &AppendError, began_at: i64) -> bool {
 pub struct Sink<'a> {
     members: &'a mut [Option<Member>],
     outcome: &'a mut Outcome,
+    /// Counts record bytes as they arrive.
+    arrived: &'a Cell<u64>,
     /// Whose part of the answer this is.
     key: u32,
     now: Now,
@@ -116,8 +119,16 @@ impl Appending {
 }
 
 impl<'a> Sink<'a> {
-    pub fn new(members: &'a mut [Option<Member>], outcome: &'a mut Outcome) -> Self {
-        Self { members, outcome, key: 0, now: Now::Nothing }
+    pub fn new(
+        members: &'a mut [Option<Member>],
+        outcome: &'a mut Outcome,
+        arrived: &'a Cell<u64>,
+    ) -> Self {
+        Self { members, outcome, arrived, key: 0, now: Now::Nothing }
+    }
+
+    fn count(&self, bytes: usize) {
+        self.arrived.set(self.arrived.get() + bytes as u64);
     }
 
     fn append(&mut self, head: &PartitionHead) -> Take {
@@ -192,6 +203,18 @@ impl<'a> Sink<'a> {
         if theirs.len() < wanted { Flow::Continue } else { Flow::SkipRest }
     }
 
+    fn take_copy(&mut self, bytes: &[u8]) -> (usize, Flow) {
+        match &self.now {
+            Now::Nothing => (bytes.len(), Flow::SkipRest),
+            Now::Comparing { .. } => (bytes.len(), self.keep(bytes)),
+            Now::Appending(appending) if appending.is_lost() => (bytes.len(), Flow::SkipRest),
+            Now::Appending(appending) => match appending.log.copy_in(bytes) {
+                Ok(copied) => (copied, Flow::Continue),
+                Err(error) => (bytes.len(), self.failed(error)),
+            },
+        }
+    }
+
     fn finish(&mut self) {
         match std::mem::replace(&mut self.now, Now::Nothing) {
             Now::Nothing | Now::Comparing { decided: false } => {}
@@ -213,7 +236,7 @@ impl<'a> Sink<'a> {
         let after = log.positions().received.0.offset;
         if after > *before {
             partition.count(after.abs_diff(*before), *records_bytes as u64);
-            self.outcome.moved.push((self.key, *records_bytes));
+            self.outcome.moved.push(self.key);
         }
         partition.note_lag(ring::wall_ms());
     }
@@ -250,6 +273,7 @@ impl RecordSink for Sink<'_> {
     }
 
     fn filled(&mut self, lease: Lease, bytes: usize) -> Flow {
+        self.count(bytes);
         match &self.now {
             Now::Nothing => Flow::SkipRest,
             Now::Comparing { .. } => self.keep(&lease[..bytes]),
@@ -262,15 +286,9 @@ impl RecordSink for Sink<'_> {
     }
 
     fn copy_in(&mut self, bytes: &[u8]) -> (usize, Flow) {
-        match &self.now {
-            Now::Nothing => (bytes.len(), Flow::SkipRest),
-            Now::Comparing { .. } => (bytes.len(), self.keep(bytes)),
-            Now::Appending(appending) if appending.is_lost() => (bytes.len(), Flow::SkipRest),
-            Now::Appending(appending) => match appending.log.copy_in(bytes) {
-                Ok(copied) => (copied, Flow::Continue),
-                Err(error) => (bytes.len(), self.failed(error)),
-            },
-        }
+        let taken = self.take_copy(bytes);
+        self.count(taken.0);
+        taken
     }
 
     async fn memory(&mut self, bytes: usize) {
@@ -327,7 +345,8 @@ mod tests {
             let (term, stage) = (partition.hand_to(None), Stage::Appending);
             let mut members = [Some(Member { partition, term, stage })];
             let mut outcome = Outcome::default();
-            let mut sink = Sink::new(&mut members, &mut outcome);
+            let arrived = Cell::new(0);
+            let mut sink = Sink::new(&mut members, &mut outcome, &arrived);
             let head = PartitionHead {
                 partition: 0,
                 error_code: ErrorCode::NONE,

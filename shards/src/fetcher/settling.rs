@@ -9,7 +9,7 @@ use storage::log::LogState;
 use super::{Fetcher, Kind};
 use crate::check::{Compared, compare};
 use crate::control::{Event, FaultCode};
-use crate::limits::{BAD_BATCHES_MAX, FULL_ANSWERS_BACKFILL, PARTITION_BYTES_MAX};
+use crate::limits::BAD_BATCHES_MAX;
 use crate::sink::{Stage, Trouble, contradicts_itself};
 
 impl Fetcher {
@@ -30,13 +30,13 @@ impl Fetcher {
             self.settle_comparison(key);
         }
         let troubles = std::mem::take(&mut self.outcome.troubles);
-        for (key, bytes) in std::mem::take(&mut self.outcome.moved) {
+        for key in std::mem::take(&mut self.outcome.moved) {
             // What is about to be taken back was no progress.
             let taken_back = |(troubled, trouble): &(u32, Trouble)| {
                 *troubled == key && trouble.contradicts_itself()
             };
             if !troubles.iter().any(taken_back) {
-                self.settle_progress(key, bytes, now_ms);
+                self.settle_progress(key, now_ms);
             }
         }
         for (key, trouble) in troubles {
@@ -44,15 +44,12 @@ impl Fetcher {
         }
     }
 
-    fn settle_progress(&mut self, key: u32, bytes: usize, now_ms: i64) {
+    fn settle_progress(&mut self, key: u32, now_ms: i64) {
         let Some(partition) = self.owned(key) else { return };
         partition.succeeded(now_ms);
         self.want(key);
-        let full = bytes * 8 >= PARTITION_BYTES_MAX as usize * 7;
-        let full_answers = if full { partition.full_answers.get() + 1 } else { 0 };
-        partition.full_answers.set(full_answers);
         let moves = match self.shared.kind {
-            Kind::Tail => full_answers >= FULL_ANSWERS_BACKFILL,
+            Kind::Tail => partition.is_far_behind(None),
             Kind::Backfill(_) => partition.is_caught_up(),
         };
         if moves {
