@@ -16,7 +16,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Connections served at once.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -26,6 +26,8 @@ pub const BODY_BYTES_MAX: usize = 64 << 10;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a request's body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Who is turned away has so long to say what for, and to be told.
+const TURNED_AWAY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Size of the buffer that holds a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
@@ -155,16 +157,19 @@ where
     response
 }
 
-async fn turn_away(mut stream: impl AsyncWrite + Unpin) {
+async fn turn_away(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let body = r#"{"code":"too_many_connections","reason":"too many connections are open"}"#;
     let text = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     );
+    // Who is still writing a request when the answer comes sees only a broken pipe.
+    let mut head = [0; 4096];
+    let _ = tokio::time::timeout(TURNED_AWAY_TIMEOUT, stream.read(&mut head)).await;
     let write = async {
         stream.write_all(text.as_bytes()).await?;
         stream.shutdown().await
     };
-    let _ = tokio::time::timeout(Duration::from_secs(1), write).await;
+    let _ = tokio::time::timeout(TURNED_AWAY_TIMEOUT, write).await;
 }

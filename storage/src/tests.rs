@@ -17,6 +17,7 @@ use crate::testing::{self, Shape};
 
 mod crash;
 mod format;
+mod rules;
 mod simulated;
 mod trouble;
 

@@ -18,6 +18,9 @@ pub const KAFKA: &str = "4.3.1";
 /// The last one before 4.
 pub const KAFKA_3: &str = "3.9.2";
 
+/// MirrorMaker 2 of the Kafka of today, in a folder of its own: it brings all of Connect.
+const MIRROR_MAKER: &str = "mirror";
+
 /// Kafka 4's brokers run on no older Java.
 const JAVA_MIN: u32 = 17;
 
@@ -33,6 +36,16 @@ impl Installed {
         format!("{}/*", kafka_dir(version).display())
     }
 
+    /// The class path of MirrorMaker 2, installed when it is asked for: only benches want it.
+    ///
+    /// # Errors
+    /// As [`install`].
+    pub fn mirror_maker(&self) -> Outcome<String> {
+        let _lock = lock()?;
+        kafka(MIRROR_MAKER)?;
+        Ok(self.kafka(MIRROR_MAKER))
+    }
+
     /// The class path of the load tool: it runs on the newer Kafka's client.
     pub fn load(&self) -> String {
         format!("{}:{}", self.java_classes.display(), self.kafka(KAFKA))
@@ -44,16 +57,28 @@ impl Installed {
 /// # Errors
 /// Says which command failed, with its words, and what to do.
 pub fn install() -> Outcome<Installed> {
-    let dir = work_dir();
-    fs::create_dir_all(&dir).map_err(|e| format!("create {}: {e}", dir.display()))?;
-    let lock = fs::File::create(dir.join("lock")).map_err(|e| format!("{}: {e}", dir.display()))?;
-    lock.lock().map_err(|e| format!("lock {}: {e}", dir.display()))?;
+    let _lock = lock()?;
     packages()?;
     for version in [KAFKA, KAFKA_3] {
         kafka(version)?;
     }
     let java_classes = load_classes()?;
     Ok(Installed { java_classes })
+}
+
+/// Whether all of it is there already, so that nothing would be fetched.
+pub fn is_installed() -> bool {
+    let parts = [KAFKA, KAFKA_3, MIRROR_MAKER, "classes"];
+    missing().is_empty() && parts.iter().all(|part| kafka_dir(part).join("stamp").exists())
+}
+
+/// Held while something is installed; given up when the file is closed.
+fn lock() -> Outcome<fs::File> {
+    let dir = work_dir();
+    fs::create_dir_all(&dir).map_err(|e| format!("create {}: {e}", dir.display()))?;
+    let lock = fs::File::create(dir.join("lock")).map_err(|e| format!("{}: {e}", dir.display()))?;
+    lock.lock().map_err(|e| format!("lock {}: {e}", dir.display()))?;
+    Ok(lock)
 }
 
 fn kafka_dir(version: &str) -> PathBuf {

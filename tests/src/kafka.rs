@@ -6,6 +6,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -18,11 +19,35 @@ use crate::{Outcome, crate_dir, wait_for, work_dir};
 /// A JVM on two busy cores takes its time.
 const READY: Duration = Duration::from_secs(120);
 
+/// How a cluster's nodes run, where it matters.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Words for the JVM of every node.
+    pub java: Vec<String>,
+    /// Lines of `server.properties` that come last, so that they win.
+    pub properties: String,
+    /// Where each node keeps its data; without, in the cluster's own folder.
+    pub data_dirs: Vec<PathBuf>,
+}
+
+impl Default for Settings {
+    /// Short lives on few cores: the quick compiler and the quiet collector start soonest.
+    fn default() -> Settings {
+        let java = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+        Settings {
+            java: java.map(str::to_owned).to_vec(),
+            properties: String::new(),
+            data_dirs: Vec::new(),
+        }
+    }
+}
+
 /// A cluster of one or three nodes, numbered from 1.
 #[derive(Debug)]
 pub struct Cluster {
     installed: Installed,
     version: &'static str,
+    settings: Settings,
     name: String,
     dir: PathBuf,
     nodes: Vec<Node>,
@@ -47,6 +72,20 @@ impl Cluster {
         name: &str,
         nodes: usize,
     ) -> Outcome<Cluster> {
+        Cluster::start_with(installed, version, name, nodes, Settings::default())
+    }
+
+    /// The same, with nodes that are to run otherwise.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with(
+        installed: &Installed,
+        version: &'static str,
+        name: &str,
+        nodes: usize,
+        settings: Settings,
+    ) -> Outcome<Cluster> {
         let dir = run_dir(name)?;
         let nodes = (0..nodes)
             .map(|_| {
@@ -57,6 +96,7 @@ impl Cluster {
         let mut cluster = Cluster {
             installed: installed.clone(),
             version,
+            settings,
             name: name.to_owned(),
             dir,
             nodes,
@@ -85,6 +125,11 @@ impl Cluster {
     /// The node ids.
     pub fn ids(&self) -> std::ops::RangeInclusive<usize> {
         1..=self.nodes.len()
+    }
+
+    /// The process of a node that runs.
+    pub fn process_id(&self, id: usize) -> Option<u32> {
+        self.nodes[id - 1].process.as_ref().map(Process::id)
     }
 
     /// The folder of one partition on one node.
@@ -140,7 +185,7 @@ impl Cluster {
             fs::create_dir_all(&node_dir).map_err(|e| format!("{}: {e}", node_dir.display()))?;
             fs::write(self.config(id), self.properties(id))
                 .map_err(|e| format!("{}: {e}", node_dir.display()))?;
-            let mut command = self.java(64);
+            let mut command = self.java(&["-Xmx64m".into(), "-XX:TieredStopAtLevel=1".into()]);
             command.args(["kafka.tools.StorageTool", "format", "-t", &cluster_id, "-c"]);
             command.arg(self.config(id));
             let log = self.dir.join(format!("format-{id}.log"));
@@ -160,7 +205,7 @@ impl Cluster {
         let logs = work_dir().join("logs");
         fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()))?;
         let log = logs.join(format!("{}-node{id}-start{}.log", self.name, self.starts));
-        let mut command = self.java(512);
+        let mut command = self.java(&self.settings.java);
         command.arg("kafka.Kafka").arg(self.config(id));
         let process = Process::start(&format!("node {id}"), &mut command, &log, false)?;
         self.nodes[id - 1].process = Some(process);
@@ -178,17 +223,8 @@ impl Cluster {
         })
     }
 
-    fn java(&self, heap_mib: u32) -> std::process::Command {
-        let logging = crate_dir().join("kafka");
-        let mut java = process::mortal("java");
-        java.arg(format!("-Xmx{heap_mib}m"))
-            // Short lives on few cores: the quick compiler and the quiet collector start soonest.
-            .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
-            .arg(format!("-Dlog4j2.configurationFile={}/log4j2.properties", logging.display()))
-            .arg(format!("-Dlog4j.configuration=file:{}/log4j.properties", logging.display()))
-            .arg("-cp")
-            .arg(self.installed.kafka(self.version));
-        java
+    fn java(&self, words: &[String]) -> Command {
+        java(&self.installed.kafka(self.version), words)
     }
 
     fn node_dir(&self, id: usize) -> PathBuf {
@@ -196,7 +232,8 @@ impl Cluster {
     }
 
     fn log_dir(&self, id: usize) -> PathBuf {
-        self.node_dir(id).join("data")
+        let given = self.settings.data_dirs.get(id - 1).cloned();
+        given.unwrap_or_else(|| self.node_dir(id).join("data"))
     }
 
     fn config(&self, id: usize) -> PathBuf {
@@ -240,7 +277,8 @@ broker.session.timeout.ms=4000
 log.cleaner.backoff.ms=500
 log.retention.check.interval.ms=2000
 log.segment.delete.delay.ms=1000
-",
+{more}",
+            more = self.settings.properties,
             voters = voters.join(","),
             data = self.log_dir(id).display(),
         )
@@ -254,6 +292,17 @@ impl Drop for Cluster {
         }
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Java with a class path and words of its own, logging to standard error.
+pub fn java(class_path: &str, words: &[String]) -> Command {
+    let logging = crate_dir().join("kafka");
+    let mut java = process::mortal("java");
+    java.args(words)
+        .arg(format!("-Dlog4j2.configurationFile={}/log4j2.properties", logging.display()))
+        .arg(format!("-Dlog4j.configuration=file:{}/log4j.properties", logging.display()))
+        .args(["-cp", class_path]);
+    java
 }
 
 /// An empty folder for one run, whose name no other process has. What dead processes left goes.

@@ -6,14 +6,18 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
 /// A status of ten thousand partitions is some megabytes.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Failover waits for the flush barrier, deletion for files to go.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long to wait for a place in the socket's queue, and between two tries.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+const QUEUE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where the node listens.
 pub struct Client {
@@ -74,9 +78,10 @@ impl Client {
                 format!("the node at {socket} broke the connection off: {error}"),
             )
         };
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+        let stream = connect(&self.socket).await.map_err(|error| {
             let hint = match error.kind() {
-                std::io::ErrorKind::PermissionDenied => "you may not open it",
+                ErrorKind::PermissionDenied => "you may not open it",
+                ErrorKind::WouldBlock => "too many others wait for it",
                 _ => "is it running?",
             };
             Stop::new(UNREACHABLE, format!("no node answers at {socket}: {error}; {hint}"))
@@ -112,6 +117,19 @@ impl Client {
         let value = serde_json::from_slice(&body)
             .map_err(|error| Stop::new(FAILED, format!("the answer is no JSON: {error}")))?;
         Ok((status, value))
+    }
+}
+
+/// A Unix socket whose queue is full refuses at once (connect(2), `EAGAIN`); the queue soon moves.
+async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
+    let deadline = Instant::now() + QUEUE_TIMEOUT;
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                tokio::time::sleep(QUEUE_PAUSE).await;
+            }
+            connected => return connected,
+        }
     }
 }
 
