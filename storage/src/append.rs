@@ -15,6 +15,7 @@ use crate::log::{LastBatch, LogSettings, LogState};
 use crate::names::LogId;
 use crate::position::{Flushed, Place, Positions, Received, Written};
 use crate::producers::Producers;
+use crate::recovery::Corrupt;
 use crate::seal::SealBuilder;
 use crate::segment::{Finished, Segment};
 use crate::store::Memory;
@@ -49,6 +50,8 @@ pub(crate) struct Inner {
     /// Snapshots that no segment needs.
     pub stray_snapshots: Vec<i64>,
     pub generation: u64,
+    /// Damage found while the log goes on, in order.
+    pub damages: Vec<Corrupt>,
     /// The end is being cut back.
     pub truncating: bool,
     /// Damaged, and known from doubtful checkpoints only.
@@ -68,6 +71,11 @@ pub(crate) struct Inner {
 impl Inner {
     pub fn takes_records(&self) -> bool {
         matches!(self.state, LogState::Healthy) && !self.closing_down
+    }
+
+    /// Its files are what they are known to be.
+    pub fn is_readable(&self) -> bool {
+        matches!(self.state, LogState::Healthy | LogState::Corrupt(_)) && !self.truncating
     }
 
     pub fn is_expecting(&self) -> bool {
@@ -348,6 +356,7 @@ impl Opened {
             stray_snapshots: Vec::new(),
             generation,
             truncating: false,
+            damages: Vec::new(),
             doubtful: self.doubtful,
             suspect: self.suspect,
             expecting: false,

@@ -42,6 +42,7 @@ pub mod position;
 pub mod producers;
 mod queue;
 pub mod recovery;
+pub mod repair;
 pub mod scan;
 pub mod seal;
 pub mod segment;

@@ -1,5 +1,7 @@
 //! Every bound of this crate, in one place.
 
+use std::time::Duration;
+
 /// Kafka writes an index entry when more than this many bytes passed since the last one.
 pub const INDEX_INTERVAL_BYTES: u64 = 4096;
 /// Kafka's default for an index file's size: a segment rolls before it would grow beyond.
@@ -47,6 +49,12 @@ pub const BACKGROUND_WORKERS: usize = 4;
 pub const SEAL_STRIDE_BYTES: u64 = 1 << 20;
 /// A recovery reads in pieces of this size.
 pub const SCAN_BYTES: usize = 256 << 10;
+/// Stored bytes are read again, to be verified, in pieces of this size.
+pub const VERIFY_BYTES: usize = 256 << 10;
+/// How long verifying waits while memory is short or the disk is busy.
+pub const VERIFY_BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// It goes on after so many pauses: a disk that is always busy is verified, too.
+pub const VERIFY_BUSY_PAUSES_MAX: usize = 100;
 /// Small control files above this size are not believed.
 pub const CONTROL_FILE_BYTES_MAX: usize = 64 << 20;
 /// Producers that sent nothing for this long are forgotten, as Kafka does by default.

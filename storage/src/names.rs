@@ -14,6 +14,8 @@ pub const EPOCHS_FILE: &str = "leader-epoch-checkpoint";
 pub const METADATA_FILE: &str = "partition.metadata";
 /// Ends the name of a segment's file that is prepared but has no base offset yet.
 pub const PREPARED_FILE: &str = "next.prepared";
+/// Records fetched again for a damaged range, beside the seals, until they are complete.
+pub const REPAIR_FILE: &str = "repair.staged";
 
 /// A partition of a link's topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -119,6 +119,11 @@ impl Scanner {
         None
     }
 
+    /// The end of the last good batch.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
     /// The bytes end. A batch that has begun is torn.
     pub fn end(&self) -> Scanned {
         let stopped = if self.checker.in_batch() {

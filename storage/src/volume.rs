@@ -210,6 +210,15 @@ impl Volume {
         self.touch(log);
     }
 
+    /// Whether so many writes are under way that reading should wait.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.in_flight.get() >= WRITES_IN_FLIGHT_MAX / 2
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
     /// Sees to it that bytes of this log wait no longer than the limit.
     pub fn set_deadline(&self, log: &Rc<Log>) {
         if !log.flags.timed.replace(true) {

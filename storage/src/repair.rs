@@ -1,0 +1,405 @@
+//! Mends a damaged range with what the source still has.
+//!
+//! The batches of the range are fetched again, checked like any other, and gathered in a file of
+//! their own beside the seals. Only when they are complete, end exactly where the whole batch after
+//! the range begins, and have the checksum the seal remembers (where there is one), are they written
+//! to where they belong: whole blocks, and of these only such as differ. A crash in between leaves
+//! the range as damaged as it was, or less; it is found and fetched again. A file that is missing
+//! gets its name when it is whole.
+//!
+//! What does not fit is not written: the source has cleaned, deleted or replaced these records. The
+//! damage stays, with its range.
+
+use std::rc::Rc;
+
+use ring::{BLOCK, File, Gather, OpenOptions, Slice};
+use thiserror::Error;
+
+use crate::check::{AppendError, Bounds, Checker};
+use crate::crc::{self, Crc32c};
+use crate::limits::{BATCH_BYTES_MAX, SCAN_BYTES};
+use crate::log::{AppendLimits, Log, LogError, LogState};
+use crate::names::REPAIR_FILE;
+use crate::open::{Files, load};
+use crate::recovery::Corrupt;
+use crate::scan::lease_of_any_size;
+use crate::verify::{Part, Verifier};
+use crate::work::{at, remove};
+
+/// Why a range was not repaired.
+#[derive(Debug, Error)]
+pub enum RepairError {
+    /// What the source has does not belong into the range; asking again does not help.
+    #[error("the source no longer has it: {0}")]
+    Gone(String),
+    /// What came was no good.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The log cannot be worked on.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The device does not keep what is written.
+    #[error("it was written again, and still reads otherwise")]
+    Still,
+    /// The log has changed: look again what is damaged.
+    #[error("the log has changed meanwhile")]
+    Changed,
+}
+
+/// A damaged range on its way to be whole.
+pub struct Repair {
+    log: Rc<Log>,
+    part: Part,
+    damage: Corrupt,
+    /// The checksum the range has to have.
+    expected_crc: Option<u32>,
+    generation: u64,
+    checker: Checker,
+    staged: File,
+    staged_bytes: u64,
+    staged_crc: Crc32c,
+    /// A batch behind the range was seen.
+    passed: bool,
+}
+
+/// What of a log is to be fetched again, exactly. A log that opening left corrupt, and whose files
+/// are whole by now, is opened again first.
+pub async fn plan(log: &Rc<Log>, verifier: &Verifier) -> Result<Vec<Corrupt>, RepairError> {
+    let mut before = None;
+    loop {
+        let LogState::Corrupt(corrupt) = log.state() else { return Ok(log.damages()) };
+        if before.as_ref() == Some(&corrupt) {
+            return Err(RepairError::Still);
+        }
+        let unknown = || RepairError::Gone("where the damage ends is not known".to_owned());
+        let part = log.corrupt_part(&corrupt).await.ok_or_else(unknown)?;
+        let found = part.check(verifier).await;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        before = Some(corrupt);
+        log.alone(async || log.reload().await).await?;
+    }
+}
+
+impl Repair {
+    /// Begins with one of the ranges that [`plan`] told of.
+    pub async fn begin(log: &Rc<Log>, damage: Corrupt) -> Result<Repair, RepairError> {
+        let part = match log.state() {
+            LogState::Corrupt(corrupt) => log.corrupt_part(&corrupt).await,
+            _ => log.part(damage.segment).await,
+        };
+        let part = part.ok_or(RepairError::Changed)?;
+        let expected_crc = match part.strides.is_empty() {
+            true => None,
+            false => Some(range_crc(&part, &damage).ok_or(RepairError::Changed)?),
+        };
+        let folder = log.seal_folder();
+        at(folder, ring::fs::create_dir_all(folder).await)?;
+        let path = folder.join(REPAIR_FILE);
+        let options = OpenOptions { truncate: true, ..OpenOptions::READ_WRITE };
+        let staged = at(&path, File::open(&path, options).await)?;
+        let start = damage.offsets.start;
+        let bounds = Bounds::local(BATCH_BYTES_MAX);
+        Ok(Repair {
+            log: Rc::clone(log),
+            part,
+            expected_crc,
+            generation: log.inner.borrow().generation,
+            checker: Checker::new(start, None, damage.bytes.start, bounds),
+            damage,
+            staged,
+            staged_bytes: 0,
+            staged_crc: Crc32c::new(),
+            passed: false,
+        })
+    }
+
+    /// The range.
+    pub fn damage(&self) -> &Corrupt {
+        &self.damage
+    }
+
+    /// Whether it is mended beside the live log. Else nothing may be appended while
+    /// [`Repair::finish`] runs.
+    pub fn keeps_log_open(&self) -> bool {
+        let inner = self.log.inner.borrow();
+        inner.takes_records() && inner.sealed.iter().any(|sealed| sealed.0 == self.part.base)
+    }
+
+    /// The next offset to ask the source for; none: all is here.
+    pub fn next_offset(&self) -> Option<i64> {
+        let length = self.damage.bytes.end - self.damage.bytes.start;
+        let whole = if self.damage.bytes.end == u64::MAX {
+            self.passed || self.checker.expected() >= self.damage.offsets.end
+        } else {
+            self.staged_bytes == length
+        };
+        (!whole).then(|| self.checker.expected())
+    }
+
+    /// Takes the records of an answer; those behind the range, and a batch cut short at their end,
+    /// are left. Returns how many batches were taken.
+    pub async fn take(
+        &mut self,
+        records: &[Slice],
+        limits: AppendLimits,
+    ) -> Result<usize, RepairError> {
+        self.checker.set_bounds(Bounds {
+            high_watermark: limits.high_watermark,
+            leader_epoch: limits.leader_epoch,
+            batch_bytes_max: BATCH_BYTES_MAX,
+        });
+        let (batches, bytes) = self.judge(records)?;
+        self.checker.rewind();
+        let mut left = bytes;
+        for piece in records {
+            let taken = piece.len().min(left);
+            if taken == 0 {
+                break;
+            }
+            left -= taken;
+            self.staged_crc.update(&piece[..taken]);
+            self.stage(piece.slice(0..taken)).await?;
+        }
+        Ok(batches)
+    }
+
+    /// How many batches, and bytes, of an answer belong into the range.
+    fn judge(&mut self, records: &[Slice]) -> Result<(usize, usize), RepairError> {
+        let (mut batches, mut bytes, mut seen) = (0, 0, 0);
+        let room = self.damage.bytes.end - self.damage.bytes.start - self.staged_bytes;
+        for piece in records {
+            let mut rest = &piece[..];
+            while !rest.is_empty() {
+                let fed = self.checker.feed(rest).map_err(unfit)?;
+                rest = &rest[fed.consumed..];
+                seen += fed.consumed;
+                let Some(batch) = fed.batch else { continue };
+                if batch.base_offset >= self.damage.offsets.end {
+                    self.passed = true;
+                    if self.damage.bytes.end == u64::MAX {
+                        return Ok((batches, bytes));
+                    }
+                }
+                if batch.next_offset() > self.damage.offsets.end || seen as u64 > room {
+                    let at = batch.base_offset;
+                    let reason = format!("its batch at offset {at} does not end where ours did");
+                    return Err(RepairError::Gone(reason));
+                }
+                batches += 1;
+                bytes = seen;
+                let whole = seen as u64 == room
+                    || (self.damage.bytes.end == u64::MAX
+                        && batch.next_offset() == self.damage.offsets.end);
+                if whole {
+                    return Ok((batches, bytes));
+                }
+            }
+        }
+        Ok((batches, bytes))
+    }
+
+    async fn stage(&mut self, mut slice: Slice) -> Result<(), LogError> {
+        let path = self.log.seal_folder().join(REPAIR_FILE);
+        while !slice.is_empty() {
+            let from = Gather::from_iter([slice.clone()]);
+            let written = at(&path, self.staged.write_at(self.staged_bytes, from).await)?;
+            if written == 0 {
+                return at(&path, Err(std::io::ErrorKind::WriteZero.into()));
+            }
+            self.staged_bytes += written as u64;
+            slice = slice.slice(written..slice.len());
+        }
+        Ok(())
+    }
+
+    /// Writes what was gathered to where it belongs, reads it again, and takes the range off the
+    /// list. A log that was corrupt goes on when nothing of it is damaged any more.
+    pub async fn finish(self, verifier: &Verifier) -> Result<(), RepairError> {
+        assert!(self.next_offset().is_none(), "all of the range has come");
+        if self.expected_crc.is_some_and(|crc| crc != self.staged_crc.finish()) {
+            let reason = "it has other records at these offsets than were copied".to_owned();
+            return Err(RepairError::Gone(reason));
+        }
+        let path = self.log.seal_folder().join(REPAIR_FILE);
+        // Durable before anything is overwritten with it, and before it gets a name.
+        at(&path, self.staged.sync_data().await)?;
+        let result = if self.keeps_log_open() {
+            self.apply(verifier).await
+        } else {
+            let log = Rc::clone(&self.log);
+            log.alone(async || {
+                self.apply(verifier).await?;
+                match self.part.check(verifier).await.is_empty() {
+                    true => Ok(log.reload().await?),
+                    false => Ok(()), // there is more of it
+                }
+            })
+            .await
+        };
+        let _ = remove(&path).await;
+        result
+    }
+
+    async fn apply(&self, verifier: &Verifier) -> Result<(), RepairError> {
+        if self.log.inner.borrow().generation != self.generation {
+            return Err(RepairError::Changed);
+        }
+        let (path, folder) = (&self.part.path, self.log.folder());
+        if at(path, ring::fs::exists(path).await)? {
+            self.overwrite().await?;
+        } else {
+            if self.damage.bytes.start > 0 {
+                return Err(RepairError::Changed);
+            }
+            let staged = self.log.seal_folder().join(REPAIR_FILE);
+            at(path, ring::fs::rename(&staged, path).await)?;
+            at(folder, ring::fs::sync_dir(folder).await)?;
+        }
+        let again = self.part.check_range(&self.damage, self.expected_crc, verifier).await;
+        if !again {
+            return Err(RepairError::Still);
+        }
+        let mut inner = self.log.inner.borrow_mut();
+        inner.damages.retain(|damage| {
+            damage.segment != self.damage.segment || damage.bytes != self.damage.bytes
+        });
+        drop(inner);
+        tracing::info!(log = %self.log.id(), damage = ?self.damage, "repaired from the source");
+        self.log.changed.notify();
+        Ok(())
+    }
+
+    /// Copies the gathered bytes over the damaged ones, where they differ.
+    async fn overwrite(&self) -> Result<(), RepairError> {
+        let path = &self.part.path;
+        let options = OpenOptions { read: true, write: true, ..OpenOptions::default() };
+        let file = at(path, File::open(path, options).await)?;
+        let mut done = 0;
+        while done < self.staged_bytes {
+            let position = self.damage.bytes.start + done;
+            // To the end of a block of the file, so that each is written once.
+            let room = (SCAN_BYTES as u64) - position % BLOCK as u64;
+            let wanted = room.min(self.staged_bytes - done) as usize;
+            let good = lease_of_any_size(wanted).await;
+            let (read, good) = self.staged.read_at(done, good).await;
+            let bytes = at(path, read)?.min(wanted);
+            if bytes == 0 {
+                return Err(RepairError::Changed);
+            }
+            let bad = lease_of_any_size(bytes).await;
+            let (read, bad) = file.read_at(position, bad).await;
+            // What cannot be read has to be written.
+            let have = read.unwrap_or(0).min(bytes);
+            let count = if have > 0 { have } else { bytes };
+            let same = have > 0 && good[..count] == bad[..count];
+            let (mut good, _) = good.freeze(count);
+            let mut to = position;
+            while !same && !good.is_empty() {
+                let from = Gather::from_iter([good.clone()]);
+                let written = at(path, file.write_at(to, from).await)?;
+                if written == 0 {
+                    return Err(RepairError::Log(LogError::Io {
+                        path: path.clone(),
+                        source: std::io::ErrorKind::WriteZero.into(),
+                    }));
+                }
+                to += written as u64;
+                good = good.slice(written..good.len());
+            }
+            done += count as u64;
+            ring::yield_now().await;
+        }
+        at(path, file.sync_data().await)?;
+        Ok(())
+    }
+}
+
+/// Offsets that go otherwise than ours are no trouble of the connection's.
+fn unfit(error: AppendError) -> RepairError {
+    match error {
+        AppendError::OffsetBelowExpected { .. } => RepairError::Gone(error.to_string()),
+        error => RepairError::Append(error),
+    }
+}
+
+/// The checksum a range of whole strides has to have.
+fn range_crc(part: &Part, damage: &Corrupt) -> Option<u32> {
+    let (mut crc, mut end) = (0, damage.bytes.start);
+    for (from, to, stride_crc) in part.runs() {
+        if from.bytes == end && to.bytes <= damage.bytes.end {
+            crc = crc::combine(crc, stride_crc, to.bytes - from.bytes);
+            end = to.bytes;
+        }
+    }
+    (end == damage.bytes.end).then_some(crc)
+}
+
+impl Log {
+    /// Runs `work` while nothing is appended, written, prepared or sealed.
+    async fn alone<E: From<LogError>>(
+        &self,
+        work: impl AsyncFnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.inner.borrow().is_expecting() {
+            return Err(LogError::Busy.into());
+        }
+        self.flags.cutting.set(true);
+        self.inner.borrow_mut().closing_down = true;
+        let result = async {
+            if self.is_open() {
+                self.write_out().await?;
+            }
+            self.settle().await;
+            // Workers stay away until the end.
+            self.flags.working.set(true);
+            let result = work().await;
+            self.flags.working.set(false);
+            result
+        }
+        .await;
+        self.inner.borrow_mut().closing_down = false;
+        self.flags.cutting.set(false);
+        self.changed.notify();
+        self.touch();
+        result
+    }
+
+    /// Reads the log anew, as at a start; what is known to be damaged stays known.
+    async fn reload(&self) -> Result<(), LogError> {
+        let entry = self.entry();
+        let (settings, generation) = {
+            let mut inner = self.inner.borrow_mut();
+            inner.generation += 1;
+            inner.active.file = None;
+            inner.prepared = None;
+            (inner.settings.clone(), inner.generation)
+        };
+        let until = entry.suspect.then_some(entry.flushed.offset);
+        let files = Files::of(self.id(), self.volume().path());
+        let (opened, _) = match load(&files, settings, Some(entry), until).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                self.fail(&format!("not read again after a repair: {error}"));
+                return Err(error);
+            }
+        };
+        {
+            let mut inner = self.inner.borrow_mut();
+            let damages = std::mem::take(&mut inner.damages);
+            *inner = opened.into_inner(generation);
+            inner.damages = damages;
+            inner.closing_down = true;
+        }
+        if let Some(this) = self.volume().log(self.id()) {
+            self.volume().mark_dirty(&this);
+        }
+        if until.is_some() {
+            // As at a start: the cut is durable before anything more counts as flushed.
+            self.volume().flush().await;
+            self.volume().flush().await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,425 @@
+//! Reads again, unasked, what was written long ago: a device may give other bytes than it took.
+//!
+//! A sealed segment is held against its seal, stride by stride: a stride is a run of whole batches,
+//! so a bad one names exact bytes and exact offsets. Where there is no seal (the segment in which
+//! appending goes on, up to its flushed end) every batch is checked again; the checksum of a batch
+//! leaves three fields of its head out, so the batch before a bad one is suspected with it, and the
+//! range ends where whole batches begin again.
+//!
+//! Findings become the log's [`Log::damages`]; nothing on disk is changed. Reading goes past the
+//! page cache, no faster than allowed, and waits while memory is short or the disk is busy.
+
+use std::cell::Cell;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ring::{BLOCK, Class, File, Instant, Lease, OpenOptions};
+
+use crate::batch::{MAGIC_AT, OVERHEAD_BYTES};
+use crate::checkpoint::Replay;
+use crate::crc::Crc32c;
+use crate::limits::{VERIFY_BUSY_PAUSE, VERIFY_BUSY_PAUSES_MAX, VERIFY_BYTES};
+use crate::log::{Log, LogState};
+use crate::names::Kind;
+use crate::position::Place;
+use crate::recovery::{Corrupt, Scanned, Stopped};
+use crate::scan::{FoundBatch, Scanner};
+use crate::seal::{Seal, Stride};
+use crate::work::read_small;
+
+const BLOCK_BYTES: u64 = BLOCK as u64;
+
+/// How fast stored bytes are read again, and how many were.
+pub struct Verifier {
+    /// 0: as fast as the device gives them.
+    bytes_per_second: u64,
+    next: Cell<Instant>,
+    bytes: Cell<u64>,
+}
+
+impl Verifier {
+    /// Reads so many bytes per second at most; 0: without limit.
+    pub fn new(bytes_per_second: u64) -> Verifier {
+        Verifier { bytes_per_second, next: Cell::default(), bytes: Cell::new(0) }
+    }
+
+    /// Bytes read so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Memory to read into, when there is plenty.
+    async fn memory(&self, bytes: usize) -> Lease {
+        loop {
+            let memory = ring::memory();
+            if memory.used < memory.total / 4 * 3
+                && let Some(lease) = ring::try_lease(bytes, Class::Records)
+            {
+                return lease;
+            }
+            ring::sleep(VERIFY_BUSY_PAUSE).await;
+        }
+    }
+
+    async fn spend(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes as u64);
+        if self.bytes_per_second == 0 {
+            return ring::yield_now().await;
+        }
+        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let next = self.next.get().max(ring::now()) + cost;
+        self.next.set(next);
+        ring::sleep_until(next).await;
+    }
+
+    /// Reads the whole blocks around byte `at`, up to `end`: the bytes from `at` on, and how many.
+    async fn read(&self, file: &File, at: u64, end: u64) -> io::Result<(Lease, Range<usize>)> {
+        let aligned = at / BLOCK_BYTES * BLOCK_BYTES;
+        let wanted = (end - aligned).next_multiple_of(BLOCK_BYTES).min(VERIFY_BYTES as u64);
+        let lease = self.memory(wanted as usize).await;
+        let (read, lease) = file.read_at(aligned, lease).await;
+        let skipped = (at - aligned) as usize;
+        let have = read?.min((end - aligned) as usize).max(skipped);
+        self.spend(have - skipped).await;
+        Ok((lease, skipped..have))
+    }
+
+    /// The CRC-32C of a range; none if the file ends before it does.
+    pub(crate) async fn checksum(&self, file: &File, range: Range<u64>) -> io::Result<Option<u32>> {
+        let mut crc = Crc32c::new();
+        let mut at = range.start;
+        while at < range.end {
+            let (lease, have) = self.read(file, at, range.end).await?;
+            if have.is_empty() {
+                return Ok(None);
+            }
+            at += have.len() as u64;
+            crc.update(&lease[have]);
+        }
+        Ok(Some(crc.finish()))
+    }
+
+    /// As [`crate::scan::scan`], past the page cache and paced.
+    async fn scan(
+        &self,
+        file: &File,
+        from: Place,
+        to_bytes: u64,
+        mut visit: impl FnMut(&FoundBatch) -> bool,
+    ) -> Scanned {
+        let start = Replay { place: from, ..Replay::segment_start(from.segment, None, false) };
+        let mut scanner = Scanner::new(&start);
+        let mut at = from.bytes;
+        while at < to_bytes {
+            let (lease, have) = match self.read(file, at, to_bytes).await {
+                Ok((_, have)) if have.is_empty() => break,
+                Ok(read) => read,
+                Err(error) => {
+                    let stopped = Stopped::Unreadable(error.to_string());
+                    return Scanned { place: scanner.place(), stopped };
+                }
+            };
+            at += have.len() as u64;
+            if let Some(stopped) = scanner.take(&lease[have], &mut visit) {
+                return stopped;
+            }
+        }
+        scanner.end()
+    }
+
+    /// Where the next whole batch begins at or after byte `from`, of those whose offsets lie in
+    /// `offsets`.
+    async fn next_batch(
+        &self,
+        file: &File,
+        from: u64,
+        to: Place,
+        offsets: Range<i64>,
+    ) -> Option<Place> {
+        let mut at = from;
+        // Bytes of a head that began in the piece before.
+        let mut carried: Vec<u8> = Vec::new();
+        while at < to.bytes {
+            let Ok((lease, have)) = self.read(file, at, to.bytes).await else {
+                at = (at + VERIFY_BYTES as u64) / BLOCK_BYTES * BLOCK_BYTES;
+                carried.clear();
+                continue;
+            };
+            if have.is_empty() {
+                return None;
+            }
+            let start = at - carried.len() as u64;
+            at += have.len() as u64;
+            carried.extend_from_slice(&lease[have]);
+            drop(lease);
+            for (index, head) in carried.windows(MAGIC_AT + 1).enumerate() {
+                let position = start + index as u64;
+                let Some(offset) = promising(head, to.bytes - position, &offsets) else { continue };
+                let place = Place { segment: to.segment, bytes: position, offset };
+                let mut batches = 0;
+                let one = |_: &FoundBatch| {
+                    batches += 1;
+                    batches == 1
+                };
+                if self.scan(file, place, to.bytes, one).await.place.bytes > position {
+                    return Some(place);
+                }
+            }
+            let kept = carried.len().min(MAGIC_AT);
+            carried.drain(..carried.len() - kept);
+        }
+        None
+    }
+}
+
+/// The base offset of what may be the head of a batch, of at most `room` bytes.
+fn promising(head: &[u8], room: u64, offsets: &Range<i64>) -> Option<i64> {
+    let offset = i64::from_be_bytes(head[..8].try_into().expect("eight bytes"));
+    let length = i32::from_be_bytes(head[8..12].try_into().expect("four bytes"));
+    let fits = length > 0 && length as u64 + OVERHEAD_BYTES as u64 <= room;
+    (offsets.contains(&offset) && fits && head[MAGIC_AT] <= 2).then_some(offset)
+}
+
+/// A segment as it should be.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    /// Base offset.
+    pub base: i64,
+    /// Its file.
+    pub path: PathBuf,
+    /// Where it ends; `u64::MAX` bytes: not known.
+    pub end: Place,
+    /// Whether the end's offset is known, too, and not only a bound.
+    pub exact: bool,
+    /// The checksums, if there is a seal.
+    pub strides: Vec<Stride>,
+}
+
+impl Part {
+    fn damage(&self, from: Place, to: Place, reason: &str) -> Corrupt {
+        Corrupt {
+            segment: self.base,
+            bytes: from.bytes..to.bytes,
+            offsets: from.offset..to.offset,
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn start(&self) -> Place {
+        Place { segment: self.base, bytes: 0, offset: self.base }
+    }
+
+    /// Each stride's place and end.
+    pub fn runs(&self) -> impl Iterator<Item = (Place, Place, u32)> {
+        let mut from = self.start();
+        self.strides.iter().map(move |stride| {
+            let bytes = u64::from(stride.end);
+            let to = Place { segment: self.base, bytes, offset: stride.next_offset };
+            (std::mem::replace(&mut from, to), to, stride.crc)
+        })
+    }
+
+    /// Reads it all; what is damaged, in order.
+    pub async fn check(&self, verifier: &Verifier) -> Vec<Corrupt> {
+        let file = match File::open(&self.path, OpenOptions::READ.direct()).await {
+            Ok(file) => file,
+            Err(error) => {
+                let reason = match error.kind() {
+                    io::ErrorKind::NotFound => "the segment's file is missing".to_owned(),
+                    _ => error.to_string(),
+                };
+                return vec![self.damage(self.start(), self.end, &reason)];
+            }
+        };
+        if self.strides.is_empty() {
+            return self.check_batches(&file, verifier).await;
+        }
+        let mut damages = Vec::new();
+        for (from, to, crc) in self.runs() {
+            let reason = match verifier.checksum(&file, from.bytes..to.bytes).await {
+                Ok(Some(found)) if found == crc => continue,
+                Ok(Some(_)) => "the bytes do not match the checksum in the seal".to_owned(),
+                Ok(None) => "the file is too short".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            damages.push(self.damage(from, to, &reason));
+        }
+        damages
+    }
+
+    /// Whether a range that was damaged is so no more.
+    pub async fn check_range(&self, damage: &Corrupt, crc: Option<u32>, by: &Verifier) -> bool {
+        let Ok(file) = File::open(&self.path, OpenOptions::READ.direct()).await else {
+            return false;
+        };
+        if let Some(crc) = crc {
+            return by.checksum(&file, damage.bytes.clone()).await.ok() == Some(Some(crc));
+        }
+        let overlaps = |other: &Corrupt| {
+            other.bytes.start < damage.bytes.end && damage.bytes.start < other.bytes.end
+        };
+        !self.check_batches(&file, by).await.iter().any(overlaps)
+    }
+
+    async fn check_batches(&self, file: &File, verifier: &Verifier) -> Vec<Corrupt> {
+        let mut damages = Vec::new();
+        let mut from = self.start();
+        loop {
+            let (mut before, mut last) = (from, from);
+            let scanned = verifier
+                .scan(file, from, self.end.bytes, |found| {
+                    let bytes = found.position + u64::from(found.batch.bytes);
+                    let offset = found.batch.next_offset();
+                    before = std::mem::replace(&mut last, Place { bytes, offset, ..from });
+                    true
+                })
+                .await;
+            let whole = scanned.place.bytes == self.end.bytes;
+            if whole && (!self.exact || scanned.place.offset == self.end.offset) {
+                return damages;
+            }
+            let reason = match &scanned.stopped {
+                Stopped::End if whole => "offsets have changed".to_owned(),
+                Stopped::End => "the file is too short".to_owned(),
+                Stopped::Zeros => "zeros where batches were".to_owned(),
+                Stopped::Bad(error) => error.to_string(),
+                Stopped::Unreadable(error) => error.clone(),
+            };
+            let offsets = before.offset..self.end.offset;
+            let search = scanned.place.bytes + 1;
+            match verifier.next_batch(file, search, self.end, offsets).await {
+                Some(next) => {
+                    damages.push(self.damage(before, next, &reason));
+                    from = next;
+                }
+                None => {
+                    damages.push(self.damage(before, self.end, &reason));
+                    return damages;
+                }
+            }
+        }
+    }
+}
+
+impl Log {
+    /// What is known to be damaged, in order. The log goes on unless its state is
+    /// [`LogState::Corrupt`].
+    pub fn damages(&self) -> Vec<Corrupt> {
+        let inner = self.inner.borrow();
+        let state = match &inner.state {
+            LogState::Corrupt(corrupt) => Some(corrupt.clone()),
+            _ => None,
+        };
+        state.into_iter().chain(inner.damages.iter().cloned()).collect()
+    }
+
+    /// Whether anything is known to be damaged.
+    pub fn is_damaged(&self) -> bool {
+        let inner = self.inner.borrow();
+        !inner.damages.is_empty() || matches!(inner.state, LogState::Corrupt(_))
+    }
+
+    /// Reads all that is flushed again. What is damaged is in [`Log::damages`] after it; what was
+    /// and is no more is not. Returns how many ranges were found that were not known.
+    pub async fn verify(&self, verifier: &Verifier) -> usize {
+        let bases: Vec<i64> = {
+            let inner = self.inner.borrow();
+            inner.sealed.iter().map(|sealed| sealed.0).chain([inner.active.base]).collect()
+        };
+        let mut new = 0;
+        for base in bases {
+            for _ in 0..VERIFY_BUSY_PAUSES_MAX {
+                if !self.volume().is_busy() || self.volume().is_stopping() {
+                    break;
+                }
+                ring::sleep(VERIFY_BUSY_PAUSE).await;
+            }
+            let generation = self.inner.borrow().generation;
+            let Some(part) = self.part(base).await else { continue };
+            let found = part.check(verifier).await;
+            new += self.note_damages(base, generation, found);
+        }
+        new
+    }
+
+    /// What the segment at `base` should be, if it is still there.
+    pub(crate) async fn part(&self, base: i64) -> Option<Part> {
+        let seal = self.read_seal(base).await;
+        let inner = self.inner.borrow();
+        if !inner.is_readable() {
+            return None;
+        }
+        let path = self.path(Kind::Log, base);
+        if base == inner.active.base {
+            let end = inner.flushed;
+            let sound = end.segment == base && end.bytes > 0;
+            return sound.then(|| Part { base, path, end, exact: true, strides: Vec::new() });
+        }
+        let at = inner.sealed.iter().position(|sealed| sealed.0 == base)?;
+        let bytes = inner.sealed[at].1;
+        if let Some(seal) = seal.filter(|seal| seal.bytes == bytes) {
+            return Some(sealed_part(seal, path));
+        }
+        let next = inner.sealed.get(at + 1).map_or(inner.active.base, |sealed| sealed.0);
+        let end = Place { segment: base, bytes, offset: next };
+        Some(Part { base, path, end, exact: false, strides: Vec::new() })
+    }
+
+    /// The segment in which opening found damage. None: where it ends cannot be told.
+    pub(crate) async fn corrupt_part(&self, corrupt: &Corrupt) -> Option<Part> {
+        let base = corrupt.segment;
+        let path = self.path(Kind::Log, base);
+        let flushed = self.inner.borrow().flushed;
+        if let Some(seal) = self.read_seal(base).await {
+            return Some(sealed_part(seal, path));
+        }
+        let strides = Vec::new();
+        if base == flushed.segment && flushed.bytes > 0 {
+            return Some(Part { base, path, end: flushed, exact: true, strides });
+        }
+        if base > flushed.segment {
+            return None;
+        }
+        let bytes = match ring::fs::size(&path).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => u64::MAX,
+            Err(_) => return None,
+        };
+        let end = Place { segment: base, bytes, offset: corrupt.offsets.end };
+        Some(Part { base, path, end, exact: false, strides })
+    }
+
+    async fn read_seal(&self, base: i64) -> Option<Seal> {
+        let bytes = read_small(&self.path(Kind::Seal, base)).await.ok()??;
+        Seal::decode(&bytes).ok().filter(|seal| seal.base == base)
+    }
+
+    /// Takes in what was found in a segment, unless it has changed meanwhile.
+    fn note_damages(&self, base: i64, generation: u64, found: Vec<Corrupt>) -> usize {
+        let new = {
+            let mut inner = self.inner.borrow_mut();
+            let there = base == inner.active.base || inner.sealed.iter().any(|s| s.0 == base);
+            if inner.generation != generation || !there || !inner.is_readable() {
+                return 0;
+            }
+            let known = |damage: &&Corrupt| !inner.damages.iter().any(|d| d.bytes == damage.bytes);
+            let new = found.iter().filter(known).count();
+            inner.damages.retain(|damage| damage.segment != base);
+            for damage in &found {
+                tracing::error!(log = %self.id(), ?damage, "stored bytes have changed");
+            }
+            inner.damages.extend(found);
+            inner.damages.sort_by_key(|damage| (damage.segment, damage.bytes.start));
+            new
+        };
+        self.changed.notify();
+        new
+    }
+}
+
+fn sealed_part(seal: Seal, path: PathBuf) -> Part {
+    let end = Place { segment: seal.base, bytes: seal.bytes, offset: seal.next_offset };
+    Part { base: seal.base, path, end, exact: true, strides: seal.strides }
+}
