@@ -52,5 +52,6 @@ pub mod store;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 pub mod volume;
 mod work;
