@@ -317,6 +317,9 @@ pub struct PartitionStatus {
     pub source_start: Option<i64>,
     /// The source's high watermark as last heard; `None`: not heard since start.
     pub source_end: Option<i64>,
+    /// Where the source's records end: its high watermark, or less when its log was found to end
+    /// with a gap. What is not written below is the lag.
+    pub source_records_end: Option<i64>,
     /// The latest time of which we know that we had all the source had then. The lag in seconds
     /// is now minus this; it grows while the source is away.
     pub caught_up_at_ms: Option<i64>,

@@ -136,6 +136,8 @@ pub struct Fetcher {
     blocked: Vec<u32>,
     /// Members whose offset was out of the source's range.
     out_of_range: Vec<u32>,
+    /// Members below the source's end, and how many answers passed them over.
+    below_end: BTreeMap<u32, u32>,
     outcome: Outcome,
     backoff: Backoff,
     /// Answers in a row that came at once and brought nothing.
@@ -157,6 +159,7 @@ impl Fetcher {
             fresh: Vec::new(),
             blocked: Vec::new(),
             out_of_range: Vec::new(),
+            below_end: BTreeMap::new(),
             outcome: Outcome::default(),
             backoff: Backoff::new(),
             fruitless: 0,
@@ -254,6 +257,9 @@ impl Fetcher {
         let waited = connection.counters().waiting.saturating_sub(waited_before);
         let receiving = (ring::now() - begun).saturating_sub(waited);
         let progress = !self.outcome.moved.is_empty() || !self.outcome.compared.is_empty();
+        if let Ok(answer) = &answer {
+            self.find_bare_ends(answer, asked, ring::now() - begun);
+        }
         self.settle(answer.as_ref().ok());
         let answer = answer?;
         let target = match self.shared.kind {
@@ -301,6 +307,7 @@ impl Fetcher {
         self.fresh.clear();
         self.blocked.clear();
         self.out_of_range.clear();
+        self.below_end.clear();
         for key in self.by_uid.values() {
             self.session.unwant(*key);
             self.fresh.push(*key);
@@ -340,6 +347,7 @@ impl Fetcher {
             self.session.remove(key);
             self.members[key as usize] = None;
             self.free_keys.push(key);
+            self.below_end.remove(&key);
             for list in [&mut self.fresh, &mut self.blocked, &mut self.out_of_range] {
                 list.retain(|other| *other != key);
             }

@@ -22,6 +22,11 @@ pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// How long a pause is when no partition of a connection can be asked for now.
 pub const IDLE_PAUSE: Duration = Duration::from_millis(20);
+/// An answer without any records that took so long was held by the source, which looked for some.
+pub const HELD_ANSWER_MIN: Duration = Duration::from_millis(FETCH_WAIT_MS as u64 / 2);
+/// A partition below the source's end that so many answers in a row passed over, though there was
+/// room in them, has no more records there: brokers serve those first that had to wait.
+pub const PASSED_OVER_MAX: u32 = 16;
 /// Same-kind failures of one partition in a row before a person is asked.
 pub const BAD_BATCHES_MAX: u32 = 5;
 /// How often the pool of connections is reconsidered.

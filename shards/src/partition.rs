@@ -63,8 +63,21 @@ pub struct Leader {
 struct Source {
     start: Option<i64>,
     end: Option<i64>,
+    /// It was found to hold no records from the first of these offsets to the second.
+    bare: Option<(i64, i64)>,
     caught_up: bool,
     caught_up_at_ms: Option<i64>,
+}
+
+impl Source {
+    /// Where its records end for somebody who has all below `received`: at its end, or before a
+    /// gap that its log ends with.
+    fn records_end(&self, received: Option<i64>) -> Option<i64> {
+        match (received.zip(self.end), self.bare) {
+            (Some(here), Some(bare)) if here == bare => received,
+            _ => self.end,
+        }
+    }
 }
 
 /// What a partition got itself into.
@@ -338,12 +351,27 @@ impl Partition {
     /// Notes whether we have all the source had when an answer was sent.
     pub fn note_lag(&self, heard_ms: i64) {
         let mut source = self.source.get();
-        let received = self.log().map(|log| log.positions().received.0.offset);
-        source.caught_up = matches!((received, source.end), (Some(ours), Some(end)) if ours >= end);
+        let received = self.received();
+        source.caught_up = match (received, source.records_end(received)) {
+            (Some(ours), Some(end)) => ours >= end,
+            _ => false,
+        };
         if source.caught_up {
             source.caught_up_at_ms = Some(heard_ms);
         }
         self.source.set(source);
+    }
+
+    /// The source has no records between our end and its own: its log ends with a gap.
+    pub fn note_bare(&self, heard_ms: i64) {
+        let mut source = self.source.get();
+        source.bare = self.received().zip(source.end);
+        self.source.set(source);
+        self.note_lag(heard_ms);
+    }
+
+    fn received(&self) -> Option<i64> {
+        self.log().map(|log| log.positions().received.0.offset)
     }
 
     fn freeze_lag(&self, heard_ms: i64) {
@@ -379,6 +407,7 @@ impl Partition {
             flushed: positions.map_or(0, |p| p.flushed.0.offset),
             source_start: source.start,
             source_end: source.end,
+            source_records_end: source.records_end(self.received()),
             caught_up_at_ms,
             bytes_received: self.bytes_received.get(),
             records_received: self.records_received.get(),

@@ -38,6 +38,8 @@ pub enum Stage {
 pub struct Outcome {
     /// Partitions whose position moved, by key.
     pub moved: Vec<u32>,
+    /// Partitions that were named without records below the source's end.
+    pub bare: Vec<u32>,
     /// Partitions whose last batch has been compared.
     pub compared: Vec<u32>,
     /// Partitions with trouble.
@@ -47,6 +49,7 @@ pub struct Outcome {
 impl Outcome {
     pub fn clear(&mut self) {
         self.moved.clear();
+        self.bare.clear();
         self.compared.clear();
         self.troubles.clear();
     }
@@ -151,6 +154,9 @@ impl<'a> Sink<'a> {
         if head.records_bytes == 0 {
             log.set_high_watermark(head.high_watermark);
             partition.note_lag(ring::wall_ms());
+            if !partition.is_caught_up() {
+                self.outcome.bare.push(self.key);
+            }
             return Take::Skip;
         }
         if !partition.begin_append(member.term) {
@@ -160,6 +166,7 @@ impl<'a> Sink<'a> {
             high_watermark: head.high_watermark,
             leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
         });
+        log.expect(head.records_bytes);
         self.now = Now::Appending(Appending {
             before,
             partition: Rc::clone(partition),

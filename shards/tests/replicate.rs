@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::{LINK, Rig, settings};
 use shards::control::*;
-use source::{Config, Fault, Growth, Target, TopicSpec, serve};
+use source::{Config, Content, Fault, Growth, Target, TopicSpec, serve};
 
 fn topic(name: &str, partitions: i32, batches: u64) -> TopicSpec {
     TopicSpec::new(name, partitions, batches).with_batches(7, 20_000, 16)
@@ -351,5 +351,54 @@ fn another_partitions_records_are_found_on_the_next_start() {
         let diverged = PartitionState::Faulted(FaultCode::Diverged);
         states == [PartitionState::Active, diverged, PartitionState::Active]
     });
+    rig.stop();
+}
+
+/// A source's log may end with a gap, after its cleaner or an old failure: its high watermark
+/// promises more than there is, and the copy has all of it nevertheless.
+#[test]
+fn a_log_that_ends_with_a_gap_is_caught_up() {
+    let orders = topic("orders", 1, 40);
+    let gappy = TopicSpec { content: Content::Given, ..TopicSpec::new("gappy", 1, 0) };
+    let busy = topic("busy", 1, 0).with_growth(Growth {
+        backlog_batches: 1,
+        bytes_per_second: 4e5,
+        batches_max: 4_000,
+    });
+    let topics = [&orders, &gappy, &busy];
+    let config = topics.iter().fold(Config::loopback(1), |c, topic| c.with_topic((*topic).clone()));
+    let source = serve(config).expect("a source");
+    let cluster = source.cluster();
+    let from = cluster.log("orders", 0).expect("it has it");
+    let batch = |base_offset: i64| {
+        let mut bytes = Vec::new();
+        from.write_batch(&from.batch_at(0).expect("a batch"), &mut bytes);
+        bytes[..8].copy_from_slice(&base_offset.to_be_bytes());
+        bytes
+    };
+    let append = |base| cluster.append_batches("gappy", 0, &[batch(base)], true).expect("appends");
+    append(0);
+    append(100);
+    cluster.lose_tail("gappy", 0, 100).expect("loses");
+    let mut rig = Rig::new(source, &topics, settings());
+    let of = |status: &ShardStatus, topic: &str| {
+        status.partitions.iter().find(|p| &*p.key.topic == topic).expect("it is known").clone()
+    };
+    // Neighbours' records come in every answer; those of this one end with none.
+    rig.until("a known lag", |status| {
+        let p = of(status, "gappy");
+        let ends = (p.source_end, p.source_records_end, p.received);
+        p.caught_up_at_ms.is_some() && ends == (Some(100), Some(16), 16)
+    });
+    // What comes behind the gap is taken as ever.
+    rig.source.cluster().append_batches("gappy", 0, &[batch(100)], true).expect("appends");
+    rig.until_caught_up();
+    rig.source.cluster().freeze_growth("busy").expect("ends");
+    // An empty answer at once, as no source gives that looked for records, says nothing.
+    rig.source.cluster().inject(Target::partition("orders", 0), Fault::Empty, None);
+    rig.source.cluster().append("orders", 0, 2).expect("appends");
+    rig.until("the source's end", |status| of(status, "orders").source_end == Some(672));
+    let lied = of(&rig.status(), "orders");
+    assert_eq!((lied.source_records_end, lied.received), (Some(672), 640));
     rig.stop();
 }

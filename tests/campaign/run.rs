@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::control::link;
 use crate::tally::Tally;
+use crate::verbs::Standing;
 use crate::world::{World, quiet};
 
 /// How long, of a world's own time, opening logs may take.
@@ -37,6 +38,7 @@ pub fn run(seed: u64) -> Result<Tally, String> {
     finish(&mut world).map_err(|error| format!("at the end: {error}"))?;
     let mut tally = std::mem::take(&mut world.tally);
     tally.seeds = 1;
+    tally.happened = world.sim.happened();
     tally.steps = world.sim.steps();
     for (kind, count) in crate::brokers::KIND_NAMES.iter().zip(world.mischief.borrow().done) {
         *tally.done.entry(kind).or_default() += count;
@@ -93,12 +95,18 @@ fn begin(world: &mut World, shards: usize, faults: ring::sim::Faults) -> Result<
             return Err("opening logs never ends".into());
         }
     }
+    let deleting = |(topic, standing): (&_, &_)| {
+        (*standing == Standing::Deleting).then(|| std::sync::Arc::clone(topic))
+    };
+    let deleting: Vec<_> = world.standing.iter().filter_map(deleting).collect();
+    deleting.into_iter().for_each(|topic| world.delete(topic));
+    let refused = world.shards.iter().flat_map(|shard| &shard.refused);
+    let refused: Vec<(PartitionKey, String)> = refused.cloned().collect();
+    until_obeyed(world)?;
     world.shards.iter_mut().for_each(|shard| shard.last = None);
     while world.shards.iter().any(|shard| shard.last.is_none()) {
         world.pass(Duration::from_millis(1))?;
     }
-    let refused = world.shards.iter().flat_map(|shard| &shard.refused);
-    let refused: Vec<(PartitionKey, String)> = refused.cloned().collect();
     for (key, reason) in &refused {
         if !world.bad_disk {
             return Err(format!("{key} was refused on a good disk: {reason}"));
@@ -118,7 +126,8 @@ fn check_copies(
     stopped: bool,
 ) -> Result<(), String> {
     for key in world.models.keys().cloned().collect::<Vec<_>>() {
-        if refused.iter().any(|(other, _)| *other == key) {
+        let going = world.standing[&key.topic] == Standing::Deleting;
+        if going || refused.iter().any(|(other, _)| *other == key) {
             continue;
         }
         let status = world.status(&key);
@@ -197,7 +206,10 @@ fn finish(world: &mut World) -> Result<(), String> {
         world.plan.trouble = spared;
         world.calm();
     }
+    until_obeyed(world)?;
     let sick = world.plan.trouble.lies.then(|| world.any_key());
+    let followed = |key: &PartitionKey| world.standing[&key.topic] == Standing::Followed;
+    let sick = sick.filter(followed);
     if let Some(key) = &sick {
         let target = source::Target::partition(key.topic.to_string(), key.partition);
         world.cluster.inject(target, source::Fault::FlipBit { byte: 30, bit: 1 }, None);
@@ -231,11 +243,19 @@ fn is_done(world: &World, status: &PartitionStatus) -> bool {
                 || (later && status.log_start > log.log_start());
             // Behind a gap there may be no record to flush.
             let none = status.received == status.log_start;
-            let all = status.received == log.high_watermark();
+            // A source's log may end with a gap; then the copy must know that there is no more.
+            let bare = log.batches_from(status.received).next().is_none()
+                && status.source_records_end == Some(status.received);
+            let all = status.received == log.high_watermark() || bare;
             // One without records waits for a source that fell behind where it begins.
             let ahead = none && later && status.received > log.high_watermark();
             ahead || all && (none || status.flushed == status.received) && start
         }
+        PartitionState::Sealed => match model.sealed {
+            Some(Some(end)) => status.flushed == end || status.received == status.log_start,
+            Some(None) => status.flushed == status.received,
+            None => false,
+        },
         PartitionState::Corrupt => {
             // A power loss may have left a torn sector that cannot be read.
             !model.flips.is_empty() || world.plan.trouble.bad_disk
@@ -256,7 +276,7 @@ fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), 
     loop {
         world.pass(Duration::from_millis(50))?;
         let keys: Vec<PartitionKey> = world.models.keys().cloned().collect();
-        let mut open = Vec::new();
+        let (mut open, mut gone) = (Vec::new(), None);
         for key in keys {
             if Some(&key) == but {
                 continue;
@@ -264,13 +284,16 @@ fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), 
             match world.status(&key) {
                 Some(status) if is_done(world, &status) => {}
                 Some(status) => open.push(status),
-                None => return Err(format!("{key} is gone")),
+                None => gone = Some(key),
             }
         }
-        if open.is_empty() {
+        if open.is_empty() && gone.is_none() {
             return Ok(());
         }
         if world.sim.now() > until {
+            if let Some(key) = gone {
+                return Err(format!("{key} is gone"));
+            }
             let log = world.log(&open[0].key);
             let (start, end) = (log.log_start(), log.high_watermark());
             let status = &open[0];
@@ -288,6 +311,18 @@ fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), 
             attend(world, status)?;
         }
     }
+}
+
+/// Waits until every shard has carried out what was ordered.
+fn until_obeyed(world: &mut World) -> Result<(), String> {
+    let until = world.sim.now() + CATCHING_UP;
+    while !world.orders.is_empty() || !world.shards.iter_mut().all(|shard| shard.is_assigned()) {
+        world.pass(Duration::from_millis(5))?;
+        if world.sim.now() > until {
+            return Err("an order is never carried out".into());
+        }
+    }
+    Ok(())
 }
 
 /// What a person does about a partition that waits for one.
@@ -325,10 +360,16 @@ fn check_final(world: &mut World, peace: &[ShardStatus]) -> Result<(), String> {
         let log = world.log(key);
         let model = world.models.get_mut(key).expect("it is known");
         let corrupt = status.state == PartitionState::Corrupt;
-        let limit = if corrupt { model.floor } else { log.end_offset() };
-        let compared = world.sim.disk(Machine::FIRST, |disk| {
-            let segments = model.segments(disk);
-            model.compare_with(&segments, &log, limit, false)
+        let limit = match (corrupt, model.sealed.is_some()) {
+            (true, _) => model.floor,
+            (false, true) => status.received,
+            (false, false) => log.end_offset(),
+        };
+        let sealed = model.sealed.is_some();
+        let compared = world.sim.disk(Machine::FIRST, |disk| match sealed {
+            // The source may have gone its own way since.
+            true => model.compare(disk, &log, limit, false),
+            false => model.compare_with(&model.segments(disk), &log, limit, false),
         });
         let compared = compared.map_err(|error| format!("{key}: {error}"))?;
         // Nothing, or nothing behind a gap.

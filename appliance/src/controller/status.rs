@@ -187,7 +187,7 @@ pub struct PartitionView {
     /// Survives power loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flushed: Option<i64>,
-    /// `source_end - written`.
+    /// What the source has and is not written here; 0 before a gap that its log ends with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_records: Option<i64>,
     /// Time since the copy last had all of the source; grows while the source is away.
@@ -404,7 +404,7 @@ impl<'a> Snapshot<'a> {
             .map(|at_ms| (self.now_ms - at_ms).max(0));
         let source_end = status.and_then(|status| status.source_end);
         let lag_records = status
-            .zip(source_end)
+            .zip(status.and_then(|status| status.source_records_end))
             .filter(|_| follows)
             .map(|(status, end)| (end - status.written).max(0));
         PartitionView {

@@ -226,6 +226,7 @@ impl Shard {
             records_received: 10,
             leader_epoch: None,
             source_end: (key.partition == 0).then_some(12),
+            source_records_end: (key.partition == 0).then_some(12),
             caught_up_at_ms: (key.partition == 0).then(|| wall_ms() - 1500),
             bytes_received: 1000,
             leader: Some(1),

@@ -1,5 +1,7 @@
 //! After an answer: what each partition's part of it means.
 
+use std::time::Duration;
+
 use net::connection::FetchOutcome;
 use net::fetch::{EpochEnd, Verdict};
 use net::{ErrorCode, codes::Meaning};
@@ -9,7 +11,8 @@ use storage::log::LogState;
 use super::{Fetcher, Kind};
 use crate::check::{Compared, compare};
 use crate::control::{Event, FaultCode};
-use crate::limits::BAD_BATCHES_MAX;
+use crate::limits::{BAD_BATCHES_MAX, HELD_ANSWER_MIN, PASSED_OVER_MAX};
+use crate::partition::Partition;
 use crate::sink::{Stage, Trouble, contradicts_itself};
 
 impl Fetcher {
@@ -44,9 +47,51 @@ impl Fetcher {
         }
     }
 
+    /// A log may end with a gap: the high watermark says more than there are records. Then a source
+    /// that was asked for everything and held the answer has none, or passes over the partition
+    /// again and again though there was room.
+    pub(super) fn find_bare_ends(&mut self, answer: &FetchOutcome, asked: usize, spent: Duration) {
+        for key in std::mem::take(&mut self.outcome.bare) {
+            self.below_end.entry(key).or_insert(0);
+        }
+        let good = matches!(answer.verdict, Verdict::Good | Verdict::Restarted);
+        if self.below_end.is_empty() || !good || !answer.in_step || !answer.throttle.is_zero() {
+            return;
+        }
+        let none = answer.records_bytes == 0 && self.outcome.troubles.is_empty();
+        let held = none && spent >= HELD_ANSWER_MIN;
+        let roomy = answer.records_bytes < asked as u64 / 2;
+        let now_ms = ring::wall_ms();
+        for key in self.below_end.keys().copied().collect::<Vec<_>>() {
+            let passed_over = self.below_end.get_mut(&key).expect("it is one of them");
+            *passed_over += u32::from(roomy);
+            if !held && *passed_over < PASSED_OVER_MAX {
+                continue;
+            }
+            self.below_end.remove(&key);
+            if let Some(partition) = self.owned(key)
+                && let Some(wanted) = self.session.wanted(key)
+                && let Some(log) = partition.log()
+                && wanted.fetch_offset == log.positions().received.0.offset
+            {
+                partition.note_bare(now_ms);
+            }
+        }
+    }
+
+    /// Looks from now on whether there are records between our end and the source's.
+    fn watch_end(&mut self, key: u32, partition: &Partition) {
+        if partition.is_caught_up() {
+            self.below_end.remove(&key);
+        } else {
+            self.below_end.insert(key, 0);
+        }
+    }
+
     fn settle_progress(&mut self, key: u32, now_ms: i64) {
         let Some(partition) = self.owned(key) else { return };
         partition.succeeded(now_ms);
+        self.watch_end(key, &partition);
         self.want(key);
         let moves = match self.shared.kind {
             Kind::Tail => partition.is_far_behind(None),
@@ -72,6 +117,7 @@ impl Fetcher {
                 // An idle partition may not be mentioned again: what was heard has to serve.
                 partition.note_lag(now_ms);
                 partition.follow_start();
+                self.watch_end(key, &partition);
                 self.want(key);
             }
             Compared::Different => {
