@@ -13,6 +13,7 @@ mod cli;
 mod conditions;
 mod folder;
 mod node;
+mod peers;
 mod plot;
 mod process;
 mod progress;

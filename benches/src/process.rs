@@ -101,25 +101,7 @@ impl Process {
     /// # Errors
     /// The process has ended.
     pub fn cpu(&self) -> Outcome<Cpu> {
-        let text = fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
-        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-        let ticks = |index: usize| -> Outcome<f64> {
-            let field = fields.get(index).ok_or("/proc/PID/stat is too short")?;
-            Ok(field.parse::<f64>()? / 100.0)
-        };
-        Ok(Cpu { user: ticks(11)?, system: ticks(12)?, total: self.exact_cpu()? })
-    }
-
-    /// The process's CPU clock.
-    fn exact_cpu(&self) -> Outcome<f64> {
-        let mut clock = 0;
-        // SAFETY: the call writes to the variable it is given and to nothing else.
-        let failed =
-            unsafe { libc::clock_getcpuclockid(self.id().cast_signed(), &raw mut clock) != 0 };
-        if failed {
-            return Err("the process has no CPU clock".into());
-        }
-        read_clock(clock)
+        cpu_of(self.id())
     }
 
     /// The largest resident set so far, bytes.
@@ -127,10 +109,7 @@ impl Process {
     /// # Errors
     /// The process has ended.
     pub fn peak_resident_bytes(&self) -> Outcome<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
-        Ok(kib.ok_or("no VmHWM in /proc/PID/status")?.parse::<u64>()? << 10)
+        peak_resident_bytes_of(self.id())
     }
 
     /// Context switches of all its living threads: given up, taken away.
@@ -156,9 +135,7 @@ impl Process {
     /// # Errors
     /// The process has ended.
     pub fn written_bytes(&self) -> Outcome<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/io", self.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("write_bytes:"));
-        Ok(line.ok_or("no write_bytes in /proc/PID/io")?.trim().parse()?)
+        io_of(self.id(), "write_bytes:")
     }
 }
 
@@ -167,6 +144,47 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// CPU time of a process so far, whoever started it.
+///
+/// # Errors
+/// The process has ended.
+pub fn cpu_of(id: u32) -> Outcome<Cpu> {
+    let text = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |index: usize| -> Outcome<f64> {
+        let field = fields.get(index).ok_or("/proc/PID/stat is too short")?;
+        Ok(field.parse::<f64>()? / 100.0)
+    };
+    let mut clock = 0;
+    // SAFETY: the call writes to the variable it is given and to nothing else.
+    if unsafe { libc::clock_getcpuclockid(id.cast_signed(), &raw mut clock) != 0 } {
+        return Err("the process has no CPU clock".into());
+    }
+    Ok(Cpu { user: ticks(11)?, system: ticks(12)?, total: read_clock(clock)? })
+}
+
+/// The largest resident set of a process so far, bytes, whoever started it.
+///
+/// # Errors
+/// The process has ended.
+pub fn peak_resident_bytes_of(id: u32) -> Outcome<u64> {
+    let text = fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    Ok(kib.ok_or("no VmHWM in /proc/PID/status")?.parse::<u64>()? << 10)
+}
+
+/// A count of /proc/PID/io, by its name and colon: `rchar:` also counts what read(2) had of
+/// sockets.
+///
+/// # Errors
+/// The process has ended.
+pub fn io_of(id: u32, name: &str) -> Outcome<u64> {
+    let text = fs::read_to_string(format!("/proc/{id}/io"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    Ok(line.ok_or_else(|| format!("no {name} in /proc/PID/io"))?.trim().parse()?)
 }
 
 /// CLOCK_MONOTONIC, which all processes share, seconds.

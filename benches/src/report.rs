@@ -40,6 +40,9 @@ pub struct Row {
     pub files: FileState,
     /// Quantities by unit.
     pub measures: Vec<(String, Sample)>,
+    /// What it does, where the name does not say it all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub does: String,
 }
 
 /// A median against another one of the same run.
@@ -75,7 +78,13 @@ pub struct Panel {
 impl Row {
     /// Nothing measured yet.
     pub fn new(name: impl Into<String>, files: FileState) -> Row {
-        Row { name: name.into(), files, measures: Vec::new() }
+        Row { name: name.into(), files, measures: Vec::new(), does: String::new() }
+    }
+
+    /// The same, with what it does.
+    pub fn doing(mut self, does: impl Into<String>) -> Row {
+        self.does = does.into();
+        self
     }
 
     /// Adds a run's value of a quantity.
@@ -214,9 +223,12 @@ impl Report {
         }
         let mut lines = vec![vec![String::new(), "files".to_owned()]];
         lines[0].extend(units.iter().map(|unit| (*unit).to_owned()));
+        let does = self.rows.iter().any(|row| !row.does.is_empty());
+        lines[0].extend(does.then(|| "what it does".to_owned()));
         for row in &self.rows {
             let mut cells = vec![row.name.clone(), row.files.to_string()];
             cells.extend(units.iter().map(|unit| row.sample(unit).map_or("".into(), spread)));
+            cells.extend(does.then(|| row.does.clone()));
             lines.push(cells);
         }
         let columns = lines[0].len();

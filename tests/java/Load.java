@@ -7,6 +7,7 @@ import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.AlterConfigOp;
 import org.apache.kafka.clients.admin.ConfigEntry;
 import org.apache.kafka.clients.admin.ListOffsetsResult;
+import org.apache.kafka.clients.admin.NewPartitionReassignment;
 import org.apache.kafka.clients.admin.NewPartitions;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.OffsetSpec;
@@ -110,6 +111,7 @@ public final class Load {
             case "alter" -> alter(r);
             case "offsets" -> offsets(r.get("topic").asText());
             case "elect" -> elect(r);
+            case "reassign" -> reassign(r);
             case "brokers" -> brokers();
             case "count" -> count(r);
             case "produce" -> new Production(r).runToEnd();
@@ -242,6 +244,19 @@ public final class Load {
         ElectionType type = r.get("unclean").asBoolean() ? ElectionType.UNCLEAN : ElectionType.PREFERRED;
         admin.electLeaders(type, Set.of(tp)).all().get();
         return describe(tp.topic());
+    }
+
+    /** Has all partitions of a topic kept by these nodes from now on; does not wait until they have them. */
+    private JsonNode reassign(JsonNode r) throws Exception {
+        String name = r.get("topic").asText();
+        List<Integer> nodes = new ArrayList<>();
+        r.get("nodes").forEach(id -> nodes.add(id.asInt()));
+        Map<TopicPartition, Optional<NewPartitionReassignment>> all = new HashMap<>();
+        for (TopicPartitionInfo p : topic(name).partitions()) {
+            all.put(new TopicPartition(name, p.partition()), Optional.of(new NewPartitionReassignment(nodes)));
+        }
+        admin.alterPartitionReassignments(all).all().get();
+        return JSON.createObjectNode();
     }
 
     private JsonNode brokers() throws Exception {

@@ -16,7 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("tuning", &[]),
     ("benches/source", &[]),
     ("appliance", &["shards", "net", "storage", "ring", "tuning", "source"]),
-    ("benches", &["shards", "net", "storage", "ring", "tuning", "source"]),
+    ("benches", &["shards", "net", "storage", "ring", "tuning", "source", "tests"]),
     ("tests", &["shards", "net", "storage", "ring", "tuning", "source"]),
     ("tests/fuzz", &["understudy", "net", "storage"]),
 ];

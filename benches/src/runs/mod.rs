@@ -3,6 +3,7 @@
 mod ceiling;
 mod failover;
 mod grid;
+mod kafka;
 mod lag;
 mod memory;
 mod partitions;
@@ -45,6 +46,7 @@ pub const ALL: &[Bench] = &[
     memory::BENCH,
     shards::BENCH,
     roundtrip::BENCH,
+    kafka::BENCH,
 ];
 
 /// Size of a record batch where nothing else is said.
