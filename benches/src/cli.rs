@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
+use crate::bare::glommio;
 use crate::folder::Folder;
 use crate::runs::{self, Bench};
 use crate::{Outcome, bare, node, plot, serving};
@@ -33,6 +34,9 @@ struct Arguments {
     /// the binary to measure (default: built now, release mode)
     #[argh(option)]
     understudy: Option<PathBuf>,
+    /// build the pipe of benches/glommio, too, and set it beside the bare pipes
+    #[argh(switch)]
+    glommio: bool,
     /// set the medians against those of an earlier JSON; refused if conditions differ
     #[argh(option)]
     against: Option<PathBuf>,
@@ -48,6 +52,8 @@ pub struct Options {
     pub folder: PathBuf,
     /// The product's binary; empty for benches that need none.
     pub program: PathBuf,
+    /// The pipe on glommio, when it is asked for; or why there is none.
+    pub glommio: Option<Result<PathBuf, String>>,
 }
 
 impl Options {
@@ -105,8 +111,10 @@ fn run(arguments: &Arguments) -> Outcome {
         true => node::program(arguments.understudy.as_deref())?,
         false => PathBuf::new(),
     };
+    let glommio = arguments.glommio.then(|| glommio::program().map_err(|e| e.to_string()));
     let folder = Folder::make(&arguments.dir)?;
-    let options = Options { quick: arguments.quick, runs, folder: folder.0.clone(), program };
+    let options =
+        Options { quick: arguments.quick, runs, folder: folder.0.clone(), program, glommio };
     report(bench, &options, arguments)
 }
 

@@ -1,12 +1,14 @@
 //! The bare hardware path: what the product is measured against.
 //!
 //! [`pipe`] receives, checks and writes in one thread on one core with nothing but the `io-uring`
-//! crate; [`sender`] feeds it from another process on another core.
+//! crate; [`sender`] feeds it from another process on another core. [`glommio`] has the same done
+//! by a program of its own, a peer to measure.
 
+pub mod glommio;
 pub mod pipe;
 pub mod sender;
 
-pub use pipe::Job;
+pub use pipe::{Job, Spent};
 
 /// Size of the sender's batches: each is a whole record batch of Kafka's format with its CRC.
 pub const BATCH_BYTES: usize = 64 << 10;

@@ -65,7 +65,8 @@ pub struct Spent {
     pub user_seconds: f64,
     /// In the kernel.
     pub system_seconds: f64,
-    /// Calls of io_uring_enter(2).
+    /// Calls of io_uring_enter(2); 0 if they were not counted.
+    #[serde(default)]
     pub enters: u64,
 }
 
@@ -124,7 +125,10 @@ fn fresh(path: &Path, bytes: u64) -> Outcome<File> {
 }
 
 /// Reads the file back, past the page cache.
-fn compare(path: &Path, bytes: u64) -> Outcome {
+///
+/// # Errors
+/// A byte is not the sender's.
+pub fn compare(path: &Path, bytes: u64) -> Outcome {
     let expected = content();
     let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
     let mut buffer = Buffers::new(1 << 20, 1)?;

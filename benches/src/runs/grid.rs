@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::Outcome;
 use crate::bare::sender::Sender;
-use crate::bare::{Job, pipe};
+use crate::bare::{Job, Spent, glommio, pipe};
 use crate::cli::Options;
 use crate::conditions::FileState;
 use crate::replica::{CPU, GIB, RATE, SYSTEM, USER};
@@ -25,6 +25,10 @@ pub struct Grid {
     overwritten: PathBuf,
     /// A row per job.
     rows: Vec<(Row, Job)>,
+    /// The peer's program, and its rows; or why there is none.
+    glommio: Option<Result<PathBuf, String>>,
+    peers: Vec<(Row, Job)>,
+    folder: PathBuf,
 }
 
 /// What of the path a job takes.
@@ -45,6 +49,9 @@ impl Grid {
             fresh: options.folder.join("fresh"),
             overwritten: options.folder.join("overwritten"),
             rows: Vec::new(),
+            glommio: options.glommio.clone(),
+            peers: Vec::new(),
+            folder: options.folder.clone(),
         })
     }
 
@@ -80,15 +87,19 @@ impl Grid {
                 depth,
                 bytes: self.bytes / block_bytes as u64 * block_bytes as u64,
             };
-            let row = Row::new(format!("{name} {} KiB × {depth}", block_bytes >> 10), files);
-            self.rows.push((row, job));
+            let geometry = format!("{} KiB × {depth}", block_bytes >> 10);
+            if stages == Stages::Pipe && self.glommio.is_some() {
+                let row = Row::new(format!("glommio {geometry}"), files);
+                self.peers.push((row, job.clone()));
+            }
+            self.rows.push((Row::new(format!("{name} {geometry}"), files), job));
         }
         Ok(())
     }
 
     /// How many jobs a round has.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.rows.len() + self.peers.len()
     }
 
     /// Runs every job once, so that drifting conditions hit all alike.
@@ -96,14 +107,21 @@ impl Grid {
         for (row, job) in &mut self.rows {
             say(&format!("{} ({})", row.name, row.files));
             let spent = job.run()?;
-            let gib = job.bytes as f64 / GIB;
-            row.push(RATE, gib / spent.seconds);
-            row.push(CPU, (spent.user_seconds + spent.system_seconds) / gib);
-            row.push(USER, spent.user_seconds / gib);
-            row.push(SYSTEM, spent.system_seconds / gib);
-            row.push(ENTERS, spent.enters as f64 / gib);
+            add(row, job, spent);
             if job.files == FileState::Fresh {
                 std::fs::remove_file(&self.fresh)?;
+            }
+        }
+        for (row, job) in &mut self.peers {
+            say(&format!("{} ({})", row.name, row.files));
+            let Some(program) = &self.glommio else { continue };
+            let ran = program.clone().map_err(Into::into);
+            match ran.and_then(|program| glommio::run(&program, job, &self.folder)) {
+                Ok(spent) => add(row, job, spent),
+                Err(error) => row.does = format!("did not run: {error}"),
+            }
+            if job.files == FileState::Fresh {
+                let _ = std::fs::remove_file(&self.fresh);
             }
         }
         Ok(())
@@ -111,7 +129,18 @@ impl Grid {
 
     /// The rows.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter().map(|(row, _)| row)
+        self.rows.iter().chain(&self.peers).map(|(row, _)| row)
+    }
+}
+
+fn add(row: &mut Row, job: &Job, spent: Spent) {
+    let gib = job.bytes as f64 / GIB;
+    row.push(RATE, gib / spent.seconds);
+    row.push(CPU, (spent.user_seconds + spent.system_seconds) / gib);
+    row.push(USER, spent.user_seconds / gib);
+    row.push(SYSTEM, spent.system_seconds / gib);
+    if spent.enters > 0 {
+        row.push(ENTERS, spent.enters as f64 / gib);
     }
 }
 
