@@ -317,6 +317,7 @@ pub(crate) struct Opened {
     pub flushed: Place,
     pub replay: Replay,
     pub doubtful: bool,
+    pub saved: Option<Replay>,
     pub suspect: bool,
     pub new: bool,
 }
@@ -352,7 +353,7 @@ impl Opened {
             flushed: self.flushed,
             flushed_epoch: self.last_epoch,
             replay: self.replay,
-            saved: VecDeque::new(),
+            saved: self.saved.into_iter().collect(),
             stray_snapshots: Vec::new(),
             generation,
             truncating: false,

@@ -1,10 +1,7 @@
-//! The end of a log: closing, cutting back, deleting.
+//! The end of a log: closing, deleting.
 
-use crate::checkpoint::{Entry, Replay};
 use crate::log::{Log, LogError, LogState};
 use crate::names::{Kind, PREPARED_FILE};
-use crate::open::{Files, load};
-use crate::position::Place;
 use crate::work::remove;
 
 impl Log {
@@ -49,92 +46,7 @@ impl Log {
         Ok(())
     }
 
-    /// Cuts off everything from `offset` on, at a batch's start: if `offset` lies within a batch,
-    /// that batch goes too. The source's log diverged from ours there.
-    pub async fn truncate_to(&self, offset: i64) -> Result<(), LogError> {
-        if self.inner.borrow().is_expecting() {
-            return Err(LogError::Busy);
-        }
-        if offset >= self.positions().received.0.offset {
-            return Ok(());
-        }
-        self.flags.cutting.set(true);
-        self.inner.borrow_mut().closing_down = true;
-        let result = self.truncate_settled(offset).await;
-        self.inner.borrow_mut().closing_down = false;
-        self.flags.cutting.set(false);
-        self.changed.notify();
-        self.touch();
-        result
-    }
-
-    async fn truncate_settled(&self, offset: i64) -> Result<(), LogError> {
-        self.write_out().await?;
-        self.settle().await;
-        // Workers stay away until the end.
-        self.flags.working.set(true);
-        let result = self.truncate_exclusively(offset).await;
-        self.flags.working.set(false);
-        if let Err(error) = &result {
-            self.fail(&format!("truncation failed: {error}"));
-        }
-        result
-    }
-
-    async fn truncate_exclusively(&self, offset: i64) -> Result<(), LogError> {
-        let (entry, settings, dropped, generation) = {
-            let mut inner = self.inner.borrow_mut();
-            let mut bases: Vec<i64> = inner.sealed.iter().map(|sealed| sealed.0).collect();
-            bases.push(inner.active.base);
-            let keep = bases.partition_point(|&base| base < offset).max(1);
-            let target = bases[keep - 1];
-            let dropped: Vec<i64> = bases[keep..].to_vec();
-            // The checkpoint says so first. Else a crash in between would leave files that are
-            // shorter than it claims, which is what damage looks like.
-            let place = Place { segment: target, bytes: 0, offset: target };
-            let start = target.min(offset);
-            inner.flushed = place;
-            inner.replay = Replay::segment_start(target, None, false);
-            inner.saved.clear();
-            inner.generation += 1;
-            inner.truncating = true;
-            inner.log_start_offset = inner.log_start_offset.min(offset.max(start));
-            let entry = Entry {
-                topic_id: inner.settings.topic_id,
-                log_start_offset: inner.log_start_offset,
-                high_watermark: inner.high_watermark,
-                last_epoch: None,
-                flushed: inner.flushed,
-                replay: inner.replay,
-                doubtful: false,
-                suspect: false,
-            };
-            inner.active.file = None;
-            (entry, inner.settings.clone(), dropped, inner.generation)
-        };
-        self.drop_prepared().await?;
-        // The first writes the slot, the second makes it durable.
-        if !self.volume().flush().await || !self.volume().flush().await {
-            return Err(LogError::State(self.state()));
-        }
-        for &base in dropped.iter().rev() {
-            for kind in Kind::ALL {
-                if kind != Kind::Snapshot || base > offset {
-                    remove(&self.path(kind, base)).await?;
-                }
-            }
-        }
-        remove(&self.path(Kind::Seal, entry.flushed.segment)).await?;
-        let files = Files::of(self.id(), self.volume().path());
-        let (opened, _) = load(&files, settings, Some(entry), Some(offset)).await?;
-        *self.inner.borrow_mut() = opened.into_inner(generation);
-        if let Some(this) = self.volume().log(self.id()) {
-            self.volume().mark_dirty(&this);
-        }
-        Ok(())
-    }
-
-    async fn drop_prepared(&self) -> Result<(), LogError> {
+    pub(crate) async fn drop_prepared(&self) -> Result<(), LogError> {
         let prepared = self.inner.borrow_mut().prepared.take();
         if prepared.is_some() {
             remove(&self.folder().join(PREPARED_FILE)).await?;

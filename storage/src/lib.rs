@@ -52,6 +52,7 @@ pub mod store;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod truncate;
 pub mod verify;
 pub mod volume;
 mod work;

@@ -419,20 +419,18 @@ impl Loading<'_> {
         if let Some(indexes) = pending.filter(|_| sound) {
             active.indexes = indexes;
         }
+        let start = Replay::segment_start(end.segment, None, false);
         let (flushed, replay) = match found.entry {
-            // The cut place was flushed before; a scan may have gone beyond.
+            // What was flushed stays so; a scan may have gone beyond.
             Some(entry) if !sound => (entry.flushed, entry.replay),
-            Some(entry)
-                if entry.replay.place <= end
-                    && found.replay_usable
-                    && entry.replay.place.segment == end.segment =>
-            {
-                (entry.flushed.min(end), entry.replay)
+            Some(entry) => {
+                let flushed = entry.flushed.min(end);
+                let replay = entry.replay;
+                let usable = found.replay_usable && replay.place <= flushed;
+                let start = Replay::segment_start(flushed.segment, None, false);
+                (flushed, if usable { replay } else { start })
             }
-            _ => {
-                let start = Replay::segment_start(end.segment, None, false);
-                (Place { segment: end.segment, bytes: 0, offset: end.segment }, start)
-            }
+            None => (start.place, start),
         };
         let sealed =
             verdict.sealed.iter().copied().filter(|&(base, _)| base < end.segment).collect();
@@ -451,6 +449,8 @@ impl Loading<'_> {
             high_watermark: entry.map_or(0, |entry| entry.high_watermark),
             flushed,
             replay,
+            // Nothing before the last segment is read again once it is flushed.
+            saved: (sound && replay.place < start.place).then_some(start),
             new,
         };
         Ok((opened, self.scanned_bytes))

@@ -183,3 +183,88 @@ fn a_flush_waits_until_the_end_has_been_cut_back() {
         store.close().await;
     });
 }
+
+/// Cuts a log back on a device that may fail at any moment of it, opens it again, and goes on.
+async fn cut_and_reopen(ready: Rc<Cell<bool>>, failures: Rc<Cell<u32>>) {
+    const CUT: i64 = 57;
+    let store = simulated_store().await;
+    let (log, _) = open(&store, settings()).await;
+    respond(&log, &(0..100).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+    log.flush().await.unwrap();
+    ready.set(true);
+    let cut = log.truncate_to(CUT).await;
+    let flushed = log.positions().flushed.0;
+    assert!(flushed.offset >= CUT, "{flushed:?} after {cut:?}");
+    let mut end = log.positions().received.0.offset;
+    let mut log = log;
+    // The failure may also meet what comes after the cut.
+    loop {
+        if log.state() == LogState::Healthy {
+            assert!(end >= CUT);
+            respond(&log, &(end..end + 9).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+            if log.flush().await.is_ok() {
+                break;
+            }
+        }
+        failures.set(failures.get() + u32::from(cut.is_err()));
+        assert!(matches!(log.state(), LogState::Failed(_)), "{:?}", log.state());
+        let _ = log.close().await;
+        let (again, recovered) = open(&store, settings()).await;
+        end = recovered.positions.received.0.offset;
+        assert!(recovered.corrupt.is_none() && end >= CUT, "{recovered:?} after {cut:?}");
+        log = again;
+    }
+    store.close().await;
+    compare(&log, end + 9).await;
+}
+
+#[test]
+fn a_cut_that_fails_half_way_takes_nothing_that_stays() {
+    let failures = Rc::new(Cell::new(0));
+    for_seeds(1, 60, |seed| {
+        let mut sim = Simulation::new(seed, Faults::default());
+        let ready = Rc::new(Cell::new(false));
+        let executor = sim.executor(Config::small());
+        let task = cut_and_reopen(Rc::clone(&ready), Rc::clone(&failures));
+        let task = sim.spawn_on(executor, ring::Share::Replicate, task);
+        sim.run_until(|_| ready.get());
+        sim.run_for(Duration::from_micros(sim.random_below(20_000)));
+        sim.disk(ring::sim::Machine::FIRST, |disk| disk.fail_flushes(1));
+        sim.run_for(Duration::from_secs(60));
+        assert!(task.is_finished());
+    });
+    assert!(failures.get() > 10, "only {} cuts failed", failures.get());
+}
+
+#[test]
+fn a_log_cut_below_its_first_segment_is_empty_and_goes_on_there() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let settings = LogSettings {
+            segment_bytes: 10_000,
+            start_offset_if_new: 100,
+            ..LogSettings::default()
+        };
+        let store = store(&path).await;
+        let (log, _) = open(&store, settings.clone()).await;
+        respond(&log, &testing::run(100..150, 1000), 4000).unwrap();
+        log.flush().await.unwrap();
+        log.truncate_to(40).await.unwrap();
+        let positions = log.positions();
+        assert_eq!((positions.log_start_offset, positions.received.0.offset), (40, 40));
+        assert_eq!((positions.flushed.0.offset, positions.last_epoch), (40, None));
+        assert_eq!(log.last_batch(), None);
+        respond(&log, &testing::run(40..60, 1000), 4000).unwrap();
+        log.flush().await.unwrap();
+        store.close().await;
+        assert_eq!(read_log(&path), testing::run(40..60, 1000));
+        drop((log, store));
+        let store = self::store(&path).await;
+        let (log, recovered) = open(&store, settings).await;
+        assert_eq!(recovered.corrupt, None);
+        assert_eq!(log.positions().log_start_offset, 40);
+        assert_eq!(log.positions().received.0.offset, 60);
+        store.close().await;
+    });
+}

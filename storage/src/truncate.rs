@@ -1,0 +1,172 @@
+//! Cutting the end of a log back: the source's log parted from ours there.
+//!
+//! In an order that can be left at any point: where the log is to end is looked up first, to the
+//! byte; a checkpoint with that place becomes durable; only then are later segments removed and the
+//! last one cut. Whatever fails on the way, the log never counts as ending below that place, so
+//! what was flushed and stays is not touched by the failure.
+
+use std::io;
+
+use crate::checkpoint::{Entry, Replay};
+use crate::index;
+use crate::log::{Log, LogError, LogSettings};
+use crate::names::Kind;
+use crate::open::{Files, load};
+use crate::position::Place;
+use crate::recovery::Stopped;
+use crate::scan::scan;
+use crate::work::{at, read_small, remove};
+
+/// Where a log is to end, and what goes.
+struct Cut {
+    place: Place,
+    /// The last leader epoch before it.
+    epoch: Option<i32>,
+    /// Segments behind it.
+    dropped: Vec<i64>,
+}
+
+impl Log {
+    /// Cuts off everything from `offset` on, at a batch's start: if `offset` lies within a batch,
+    /// that batch goes too. Below the first segment nothing is left: the log is then empty and
+    /// goes on at `offset`, which becomes its visible start.
+    ///
+    /// # Errors
+    /// While records arrive. If the device fails, the log is FAILED; it may be opened again, and
+    /// then ends at the cut or behind it.
+    pub async fn truncate_to(&self, offset: i64) -> Result<(), LogError> {
+        if self.inner.borrow().is_expecting() {
+            return Err(LogError::Busy);
+        }
+        if offset >= self.positions().received.0.offset {
+            return Ok(());
+        }
+        self.flags.cutting.set(true);
+        self.inner.borrow_mut().closing_down = true;
+        let result = self.truncate_settled(offset).await;
+        self.inner.borrow_mut().closing_down = false;
+        self.flags.cutting.set(false);
+        self.changed.notify();
+        self.touch();
+        result
+    }
+
+    async fn truncate_settled(&self, offset: i64) -> Result<(), LogError> {
+        self.write_out().await?;
+        self.settle().await;
+        // Workers stay away until the end.
+        self.flags.working.set(true);
+        let result = self.truncate_exclusively(offset).await;
+        self.flags.working.set(false);
+        if let Err(error) = &result {
+            self.fail(&format!("truncation failed: {error}"));
+        }
+        result
+    }
+
+    async fn truncate_exclusively(&self, offset: i64) -> Result<(), LogError> {
+        let cut = self.find_cut(offset).await?;
+        let (entry, settings, generation) = self.begin_cut(&cut, offset);
+        self.drop_prepared().await?;
+        // The first writes the slot, the second makes it durable. Else a crash in between would
+        // leave files that are shorter than it claims, which is what damage looks like.
+        if !self.volume().flush().await || !self.volume().flush().await {
+            return Err(LogError::State(self.state()));
+        }
+        for &base in cut.dropped.iter().rev() {
+            for kind in Kind::ALL {
+                if kind != Kind::Snapshot || base > cut.place.offset {
+                    remove(&self.path(kind, base)).await?;
+                }
+            }
+        }
+        remove(&self.path(Kind::Seal, cut.place.segment)).await?;
+        let files = Files::of(self.id(), self.volume().path());
+        let (opened, _) = load(&files, settings, Some(entry), Some(offset)).await?;
+        *self.inner.borrow_mut() = opened.into_inner(generation);
+        if let Some(this) = self.volume().log(self.id()) {
+            self.volume().mark_dirty(&this);
+        }
+        Ok(())
+    }
+
+    /// From here on no flush vouches for more than what stays.
+    fn begin_cut(&self, cut: &Cut, offset: i64) -> (Entry, LogSettings, u64) {
+        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *inner;
+        inner.flushed = inner.flushed.min(cut.place);
+        inner.flushed_epoch = cut.epoch;
+        if inner.replay.place > inner.flushed {
+            let segment = inner.flushed.segment;
+            inner.replay = Replay::segment_start(segment, None, false);
+        }
+        inner.saved.clear();
+        inner.generation += 1;
+        inner.truncating = true;
+        inner.log_start_offset = inner.log_start_offset.min(offset);
+        inner.active.file = None;
+        let entry = Entry {
+            topic_id: inner.settings.topic_id,
+            log_start_offset: inner.log_start_offset,
+            high_watermark: inner.high_watermark,
+            last_epoch: cut.epoch,
+            flushed: inner.flushed,
+            replay: inner.replay,
+            doubtful: false,
+            suspect: false,
+        };
+        (entry, inner.settings.clone(), inner.generation)
+    }
+
+    /// Looks up the end of the last batch that lies wholly below `offset`.
+    async fn find_cut(&self, offset: i64) -> Result<Cut, LogError> {
+        let segments: Vec<(i64, u64)> = {
+            let inner = self.inner.borrow();
+            let active = (inner.active.base, inner.active.received.bytes);
+            inner.sealed.iter().copied().chain([active]).collect()
+        };
+        let keep = segments.partition_point(|segment| segment.0 < offset);
+        let dropped = segments[keep..].iter().map(|segment| segment.0).collect();
+        let Some(&(base, bytes)) = segments[..keep].last() else {
+            let place = Place { segment: offset, bytes: 0, offset };
+            return Ok(Cut { place, epoch: None, dropped });
+        };
+        let (place, epoch) = self.end_below(base, bytes, offset).await?;
+        Ok(Cut { place, epoch, dropped })
+    }
+
+    /// The same within one segment; its index says where to begin.
+    async fn end_below(
+        &self,
+        base: i64,
+        bytes: u64,
+        offset: i64,
+    ) -> Result<(Place, Option<i32>), LogError> {
+        let path = self.path(Kind::Log, base);
+        let index = read_small(&self.path(Kind::Index, base)).await?.unwrap_or_default();
+        let below = |entry: &&index::OffsetEntry| {
+            base + i64::from(entry.relative_offset.get()) < offset
+                && u64::from(entry.position.get()) < bytes
+        };
+        let near = index::read_offsets(&index).iter().rev().find(below);
+        let near = near.map_or(0, |entry| u64::from(entry.position.get()));
+        let mut found = String::new();
+        // If the index is wrong, no batch begins there: begin at the start then.
+        for position in [near, 0] {
+            let mut from = Replay::segment_start(base, None, false);
+            from.place.bytes = position;
+            let mut epoch = None;
+            let scanned = scan(&path, &from, bytes, |found| {
+                let stays = found.batch.last_offset < offset;
+                epoch = found.batch.leader_epoch.filter(|_| stays).or(epoch);
+                stays
+            })
+            .await;
+            if scanned.stopped == Stopped::End {
+                return Ok((scanned.place, epoch));
+            }
+            found = format!("where to cut cannot be found: {:?}", scanned.stopped);
+        }
+        at(&path, Err(io::Error::new(io::ErrorKind::InvalidData, found)))
+    }
+}
