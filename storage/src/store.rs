@@ -120,6 +120,16 @@ impl Store {
         self.volumes.iter().find_map(|volume| volume.log(id))
     }
 
+    /// Waits until all that was written, cut or removed is so on the devices, and the checkpoints
+    /// that say so, too. False if a flush failed.
+    pub async fn flush(&self) -> bool {
+        let mut sure = true;
+        for volume in &self.volumes {
+            sure &= volume.flush().await && volume.flush().await;
+        }
+        sure
+    }
+
     /// Flushes and closes every log, then stops the background tasks. After it every file is what
     /// Kafka's tools accept.
     pub async fn close(&self) {

@@ -70,13 +70,22 @@ impl Shard {
         true
     }
 
-    /// Asks for its status, and takes in what it answered before.
-    pub fn look(&mut self, models: &mut BTreeMap<PartitionKey, Model>) -> Result<bool, String> {
+    /// Asks for its status, and takes in what it answered before. `silent`: nothing may be open to
+    /// the source.
+    pub fn look(
+        &mut self,
+        models: &mut BTreeMap<PartitionKey, Model>,
+        silent: bool,
+    ) -> Result<bool, String> {
         let mut news = false;
         if let Some((opened, mut answer)) = self.status.take() {
             match answer.try_recv() {
                 Ok(status) => {
                     check_status(&status, opened, models)?;
+                    let sockets: u32 = status.connections.iter().map(|(_, count)| count).sum();
+                    if silent && sockets > 0 {
+                        return Err(format!("the link is paused, and has {sockets} sockets open"));
+                    }
                     if opened {
                         self.last = Some(status);
                     }
@@ -128,6 +137,7 @@ fn check_status(
             continue; // what is not open yet shows no positions
         }
         let model = models.get_mut(key).expect("every partition has its model");
+        model.received(*received)?;
         // Of a damaged log the positions say what is believed; its bytes are looked at elsewhere.
         // One that is being cut shows where its segment begins, for a moment.
         let settled = *state != PartitionState::Corrupt && model.open_cuts.is_empty();
@@ -148,12 +158,17 @@ pub fn share_of(index: usize, shards: usize, turn: usize) -> usize {
 }
 
 /// How a partition is to be kept.
-pub fn assign(key: &PartitionKey, topic_id: Option<uuid::Uuid>, segment_bytes: u32) -> Assign {
+pub fn assign(
+    key: &PartitionKey,
+    topic_id: Option<uuid::Uuid>,
+    segment_bytes: u32,
+    mode: Mode,
+) -> Assign {
     Assign {
         key: key.clone(),
         topic_id,
         data_dir: crate::model::DATA.into(),
-        mode: Mode::Replicate,
+        mode,
         segment_bytes,
         segment_ms: i64::MAX,
     }

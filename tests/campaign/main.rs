@@ -6,7 +6,8 @@
 //! ([`run`]); after each start, and at the end in peace, a checker that saw everything holds every
 //! byte of the copy against what the source had there, ever ([`model`]).
 //!
-//! `cargo test -p tests --test campaign` runs about a minute. `-- --seconds 3600` or
+//! `cargo test -p tests --test campaign` runs about a minute, or until every kind of trouble has come
+//! up (it counts them, and fails if one never does). `-- --seconds 3600` or
 //! `-- --seeds 100000` runs longer, `UNDERSTUDY_SEED=n` one seed, and a failure prints that line.
 
 mod brokers;
@@ -16,12 +17,14 @@ mod plan;
 mod run;
 mod tally;
 mod trouble;
+mod verbs;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use ring::sim::Accident;
 use tally::Tally;
 
 /// Seeds that once found a bug: a hole when a new segment found no memory; a log start that was not
@@ -32,6 +35,8 @@ const FOUND: &[u64] = &[1012, 1014, 1016, 1030, 1055, 1207, 5010];
 
 /// How long the plain command runs.
 const SECONDS: u64 = 60;
+/// How many times as long it may go on until every kind of trouble has come up.
+const OVERTIME_MAX: u32 = 6;
 /// Failures after which a campaign ends.
 const FAILURES_MAX: usize = 5;
 
@@ -56,17 +61,28 @@ impl Wanted {
         Wanted {
             seconds: number("seconds").unwrap_or(SECONDS),
             seeds: number("seeds"),
-            first: number("first").unwrap_or(1_000),
+            first: number("first").unwrap_or(plan::VERBS_FROM),
             only: number("seed"),
         }
     }
 
-    fn goes_on(&self, run: u64, since: Instant) -> bool {
+    /// A campaign that runs for a time also runs until every kind of trouble has come up, within
+    /// reason.
+    fn goes_on(&self, run: u64, since: Instant, total: &Tally) -> bool {
         match (self.only, self.seeds) {
             (Some(_), _) => false,
             (None, Some(seeds)) => run < seeds,
-            (None, None) => since.elapsed() < Duration::from_secs(self.seconds),
+            (None, None) => {
+                let time = Duration::from_secs(self.seconds);
+                let late = since.elapsed() > time * OVERTIME_MAX;
+                since.elapsed() < time || self.is_whole() && !late && !total.missing().is_empty()
+            }
         }
+    }
+
+    /// Long enough for everything to come up.
+    fn is_whole(&self) -> bool {
+        self.only.is_none() && self.seeds.is_none() && self.seconds >= SECONDS
     }
 }
 
@@ -79,32 +95,33 @@ fn main() -> ExitCode {
     let wanted = Wanted::read();
     let since = Instant::now();
     let (mut total, mut failures) = (Tally::default(), 0);
-    let mut play = |seed: u64| {
-        if failures >= FAILURES_MAX {
+    let play = |seed: u64, total: &mut Tally, failures: &mut usize| {
+        if *failures >= FAILURES_MAX {
             return;
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| run::run(seed)));
         match outcome {
-            Ok(Ok(tally)) => {
-                total.add(&tally);
-                return;
-            }
+            Ok(Ok(tally)) => return total.add(&tally),
             Ok(Err(error)) => println!("seed {seed}: {error}"),
             Err(_) => println!("seed {seed}: a panic"),
         }
         println!("UNDERSTUDY_SEED={seed} cargo test -p tests --test campaign");
-        failures += 1;
+        *failures += 1;
     };
+    if let Some(seed) = wanted.only {
+        play(seed, &mut total, &mut failures);
+        return report(&total, failures, since);
+    }
+    FOUND.iter().for_each(|seed| play(*seed, &mut total, &mut failures));
     let mut run = 0;
-    match wanted.only {
-        Some(seed) => play(seed),
-        None => {
-            FOUND.iter().for_each(|seed| play(*seed));
-            while wanted.goes_on(run, since) {
-                play(wanted.first + run);
-                run += 1;
-            }
-        }
+    while wanted.goes_on(run, since, &total) && failures < FAILURES_MAX {
+        play(wanted.first + run, &mut total, &mut failures);
+        run += 1;
+    }
+    let missing = total.missing();
+    if wanted.is_whole() && !missing.is_empty() {
+        println!("never came up: {}", missing.join(", "));
+        failures += 1;
     }
     report(&total, failures, since)
 }
@@ -121,6 +138,9 @@ fn report(total: &Tally, failures: usize, since: Instant) -> ExitCode {
         total.steps
     );
     println!("world: {:?}", total.done);
+    let accidents = Accident::ALL.into_iter();
+    let accidents = accidents.map(|kind| format!("{} {}", total.happened.of(kind), kind.name()));
+    println!("accidents: {}", accidents.collect::<Vec<_>>().join(", "));
     println!(
         "copy: {} cuts, {} losses told, {} corrupt, {} logs refused, faults {:?}",
         total.truncations, total.gaps, total.corrupt, total.refused, total.faulted

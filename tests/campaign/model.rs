@@ -31,6 +31,13 @@ pub struct Model {
     pub gaps: Vec<Range<i64>>,
     /// Bits turned.
     pub flips: Vec<Flip>,
+    /// Nothing more may be received than this: it is not fetched, by order. As large as can be: what
+    /// the next status says.
+    pub stands: Option<i64>,
+    /// Where the source's log begins.
+    pub deleted_to: i64,
+    /// It has failed over, and ends here, if the flush went well.
+    pub sealed: Option<Option<i64>>,
 }
 
 /// A bit that was turned in a file.
@@ -66,7 +73,44 @@ impl Model {
             flushed: 0,
             gaps: Vec::new(),
             flips: Vec::new(),
+            stands: None,
+            deleted_to: 0,
+            sealed: None,
         }
+    }
+
+    /// The copy was deleted: another one begins. Until its files are gone for good it may be found
+    /// again, so what the source was is not forgotten.
+    pub fn forget(&mut self) {
+        let before = std::mem::take(&mut self.before);
+        *self = Model { before, ..Model::new(self.key.clone()) };
+    }
+
+    /// The copy has failed over and follows no more; `whole`: all of it up to `end` is flushed.
+    pub fn seal(&mut self, end: i64, whole: bool) {
+        self.sealed = Some(whole.then_some(end));
+        self.open_cuts.clear();
+        self.stands = None;
+        if whole {
+            self.floor = self.floor.max(end);
+        }
+    }
+
+    /// Holds what is received against an order to stand still.
+    pub fn received(&mut self, received: i64) -> Result<(), String> {
+        if let Some(Some(end)) = self.sealed
+            && received > end
+        {
+            return Err(format!("{}: failed over at {end}, has {received}", self.key));
+        }
+        match self.stands {
+            Some(i64::MAX) => self.stands = Some(received),
+            Some(stands) if received > stands => {
+                return Err(format!("{}: paused at {stands}, has {received}", self.key));
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// A flushed end was reported.
@@ -92,7 +136,9 @@ impl Model {
         let whole = before.batches_from(before.log_start()).take_while(|b| b.next_offset <= at);
         let sure = whole.last().map_or(before.log_start(), |batch| batch.next_offset);
         self.before.push(before);
-        self.open_cuts.push(sure);
+        if self.sealed.is_none() {
+            self.open_cuts.push(sure);
+        }
     }
 
     /// The copy may be cut: what was reported beyond the cuts need not stay.
@@ -147,6 +193,7 @@ impl Model {
         limit: i64,
         exactly: bool,
     ) -> Result<Compared, String> {
+        self.deleted_to = now.log_start();
         let segments = self.segments(disk);
         let current = self.compare_with(&segments, now, limit, exactly);
         let error = match current {
@@ -177,6 +224,7 @@ impl Model {
         limit: i64,
         exactly: bool,
     ) -> Result<Compared, String> {
+        let deleted_to = self.deleted_to.max(log.log_start());
         let mut result = Compared { end: 0, bytes: 0, flips: 0 };
         let mut first = true;
         let mut expected = Vec::new();
@@ -195,10 +243,11 @@ impl Model {
                 }
                 let found = i64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
                 let mut next = log.batch_at(result.end);
-                if next.is_none_or(|next| next.base_offset != found)
-                    && let Some(behind) = self.behind_gaps(result.end)
-                {
-                    next = log.batch_at(behind);
+                if next.is_none_or(|next| next.base_offset != found) {
+                    // What the source has deleted need not be here.
+                    let deleted = (found > result.end && found <= deleted_to).then_some(found);
+                    let behind = self.behind_gaps(result.end).or(deleted);
+                    next = behind.map_or(next, |behind| log.batch_at(behind));
                 }
                 let next = self.or_of_the_past(log, next, &bytes[at..]);
                 let Some((log, batch)) = next else {

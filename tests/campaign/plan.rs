@@ -9,6 +9,9 @@ use ring::sim::{Faults, Random};
 use shards::control::{LinkSettings, OnSourceGap, Start};
 use source::{Content, Growth, Record, TopicSpec};
 
+/// Worlds of these seeds have orders in them, half of them.
+pub const VERBS_FROM: u64 = 20_000;
+
 /// A world's settings.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -61,6 +64,8 @@ pub struct Trouble {
     pub frames: bool,
     /// The wall clock jumps.
     pub clock: bool,
+    /// A person orders this and that.
+    pub verbs: bool,
 }
 
 impl Plan {
@@ -79,6 +84,8 @@ impl Plan {
             lies: random.below(4) == 0,
             frames: random.below(4) == 0,
             clock: random.below(4) == 0,
+            // Of numbers of its own: older worlds stay what they were.
+            verbs: seed >= VERBS_FROM && Random::new(seed ^ 0x7665_7262).coin(),
         };
         let mut faults = Faults::default();
         if random.coin() {

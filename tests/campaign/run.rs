@@ -192,6 +192,7 @@ fn stop(world: &mut World) -> Result<(), String> {
 /// Everything is mended: the copy must catch up, and be what the source is.
 fn finish(world: &mut World) -> Result<(), String> {
     world.calm();
+    world.resume_all();
     begin(world, 1 + world.below(2) as usize, quiet())?;
     if world.once_in(3) {
         // Two more lives under the last troubles, then peace without a restart.
@@ -205,8 +206,9 @@ fn finish(world: &mut World) -> Result<(), String> {
         }
         world.plan.trouble = spared;
         world.calm();
+        until_obeyed(world)?;
+        world.resume_all();
     }
-    until_obeyed(world)?;
     let sick = world.plan.trouble.lies.then(|| world.any_key());
     let followed = |key: &PartitionKey| world.standing[&key.topic] == Standing::Followed;
     let sick = sick.filter(followed);

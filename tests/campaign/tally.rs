@@ -2,6 +2,38 @@
 
 use std::collections::BTreeMap;
 
+use ring::sim::{Accident, Happened};
+
+/// What a campaign must have done to its worlds, beside the accidents.
+const WORLD_KINDS: [&str; 26] = [
+    "bit turned below the flushed end",
+    "broker killed",
+    "broker without power",
+    "disk filled",
+    "flush failed by force",
+    "high watermark moved",
+    "leader moved",
+    "lie: batch repeated",
+    "lie: an error",
+    "lie: another partition's number",
+    "lie: bit turned",
+    "lie: empty answers",
+    "lie: negative batch length",
+    "lie: negative records length",
+    "lie: overlong batch",
+    "lie: part of a batch",
+    "link paused",
+    "link resumed",
+    "network cut",
+    "records deleted",
+    "sessions forgotten",
+    "topic deleted",
+    "topic failed over",
+    "topic paused",
+    "topic resumed",
+    "unclean election",
+];
+
 /// Counts of one world, or of many together.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -29,6 +61,8 @@ pub struct Tally {
     pub done: BTreeMap<&'static str, u64>,
     /// Faults that partitions reported, by code.
     pub faulted: BTreeMap<&'static str, u64>,
+    /// What went wrong with disks, network and clocks.
+    pub happened: Happened,
     /// Steps of the simulator.
     pub steps: u64,
 }
@@ -53,11 +87,23 @@ impl Tally {
         self.refused += other.refused;
         self.corrupt += other.corrupt;
         self.steps += other.steps;
+        self.happened += other.happened;
         for (kind, count) in &other.done {
             *self.done.entry(kind).or_default() += count;
         }
         for (code, count) in &other.faulted {
             *self.faulted.entry(code).or_default() += count;
         }
+    }
+
+    /// Kinds of trouble that have not come up.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let accidents = Accident::ALL.into_iter().filter(|kind| self.happened.of(*kind) == 0);
+        let world = WORLD_KINDS.into_iter().chain(crate::brokers::KIND_NAMES);
+        let world = world.filter(|kind| self.done.get(kind).is_none_or(|count| *count == 0));
+        let ends = [("power loss", self.crashes), ("kill", self.kills), ("stop", self.stops)];
+        let copy = [("cut that followed the source", self.truncations), ("loss told", self.gaps)];
+        let none = ends.into_iter().chain(copy).filter(|(_, count)| *count == 0);
+        accidents.map(Accident::name).chain(world).chain(none.map(|(kind, _)| kind)).collect()
     }
 }

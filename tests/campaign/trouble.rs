@@ -11,6 +11,9 @@ impl World {
     /// One thing that happens, or none.
     pub fn happen(&mut self) {
         let trouble = self.plan.trouble;
+        if trouble.verbs && self.lot.below(5) == 0 {
+            self.order();
+        }
         let key = self.any_key();
         match self.below(16) {
             0..5 => self.grow(&key),
@@ -87,7 +90,7 @@ impl World {
         let allowed = self.settings.allow_truncation;
         let model = self.models.get_mut(key).expect("it is known");
         model.lost(before, cut);
-        if allowed {
+        if allowed && model.sealed.is_none() {
             model.allow_cuts();
         }
         self.trace(|| format!("{key} lost {cut}.. "));
@@ -127,7 +130,7 @@ impl World {
             7 => (Fault::WrongPartition(77), "lie: another partition's number"),
             _ => (Fault::RepeatBatch, "lie: batch repeated"),
         };
-        if fault == Fault::RepeatBatch {
+        if fault == Fault::RepeatBatch && self.models[key].sealed.is_none() {
             // What came with a contradiction is taken back, flushed or not.
             let model = self.models.get_mut(key).expect("it is known");
             model.open_cuts.push(model.floor);

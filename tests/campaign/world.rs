@@ -5,18 +5,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::sim::{ExecutorId, Faults, Machine, Simulation};
+use ring::sim::{ExecutorId, Faults, Machine, Random, Simulation};
 use ring::{Config, Share};
 use shards::control::*;
 use source::{Cluster, Desk, PartitionLog};
 use storage::boot::Boot;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::brokers::{self, SharedMischief};
 use crate::control::{self, Shard, link};
 use crate::model::{DATA, Model};
 use crate::plan::Plan;
 use crate::tally::Tally;
+use crate::verbs::{Order, Standing};
 
 /// Everything of one seed.
 pub struct World {
@@ -40,6 +41,18 @@ pub struct World {
     pub mischief: SharedMischief,
     /// The link's settings now.
     pub settings: LinkSettings,
+    /// What is written down of each topic.
+    pub standing: BTreeMap<Arc<str>, Standing>,
+    /// The link is paused, by order.
+    pub link_paused: bool,
+    /// And has nothing open to the source any more.
+    pub link_silent: bool,
+    /// Orders under way.
+    pub orders: Vec<Order>,
+    /// Which shard has which partition.
+    pub owners: BTreeMap<PartitionKey, usize>,
+    /// Random numbers for orders: others are not touched by them.
+    pub lot: Random,
     /// Whether anybody may be told who leads.
     pub telling: bool,
     /// Whether errors of the disk were possible in this process's life.
@@ -82,6 +95,15 @@ impl World {
         let mut world = World {
             cluster: desk.cluster(),
             settings: plan.settings.clone(),
+            standing: models
+                .keys()
+                .map(|key| (Arc::clone(&key.topic), Standing::Followed))
+                .collect(),
+            link_paused: false,
+            link_silent: false,
+            orders: Vec::new(),
+            owners: BTreeMap::new(),
+            lot: Random::new(seed ^ 0x6f72_6465_7273),
             models,
             leaders,
             brokers,
@@ -175,6 +197,7 @@ impl World {
     /// assigned and nobody told who leads.
     pub fn start(&mut self, shards: usize, faults: Faults) -> Result<(), String> {
         self.telling = false;
+        self.link_silent = self.link_paused;
         self.bad_disk = faults.disk.read_error_ppm > 0;
         // A node that cannot read or write its own folder does not start: the boot itself is
         // spared.
@@ -216,19 +239,27 @@ impl World {
             let root = self.sim.spawn_on(executor, Share::Background, root);
             let mut shard = Shard::new(executor, commands, root);
             shard.tell(Command::Link { link: link(), settings: self.settings.clone() });
+            if self.link_paused {
+                let (reply, _) = oneshot::channel();
+                shard.tell(Command::Pause { link: link(), topics: None, reply });
+            }
             let mine = keys.iter().enumerate();
             let mine = mine.filter(|(at, _)| control::share_of(*at, shards, self.turn) == index);
-            let assigns = mine.map(|(_, key)| {
-                let id = self.topic_id(key);
-                control::assign(key, id, self.plan.segment_bytes)
-            });
-            shard.assign(assigns.collect());
+            let mine: Vec<&PartitionKey> = mine.map(|(_, key)| key).collect();
+            self.owners.extend(mine.iter().map(|key| ((*key).clone(), index)));
+            shard.assign(mine.into_iter().map(|key| self.assign(key)).collect());
             self.shards.push(shard);
         }
         for model in self.models.values_mut() {
             model.flushed = 0;
         }
         Ok(())
+    }
+
+    /// How a partition is to be kept, as it stands.
+    pub fn assign(&self, key: &PartitionKey) -> Assign {
+        let mode = self.standing[&key.topic].mode();
+        control::assign(key, self.topic_id(key), self.plan.segment_bytes, mode)
     }
 
     fn topic_id(&self, key: &PartitionKey) -> Option<uuid::Uuid> {
@@ -239,6 +270,7 @@ impl World {
     /// The process is no more; what it had said is heard.
     pub fn end(&mut self, power: bool) -> Result<(), String> {
         self.hear()?;
+        self.take_answers()?;
         self.trace(|| format!("end, power lost: {power}"));
         if power {
             if let Some(shard) = self.shards.first() {
@@ -250,6 +282,7 @@ impl World {
             }
         }
         self.shards.clear();
+        self.forget_orders();
         self.events = None;
         Ok(())
     }
@@ -284,9 +317,9 @@ impl World {
             if shard.root.is_finished() {
                 return Err(format!("shard on {:?} ended by itself", shard.executor));
             }
-            shard.look(&mut self.models)?;
+            shard.look(&mut self.models, self.link_silent)?;
         }
-        Ok(())
+        self.take_answers()
     }
 
     /// Takes in what shards said unasked; whether they want to know who leads.
@@ -311,6 +344,9 @@ impl World {
                 Event::Truncated { key, from, to } => {
                     let settings = &self.settings;
                     let model = self.models.get_mut(&key).expect("it is known");
+                    if model.sealed.is_some() {
+                        return Err(format!("{key}: cut from {to} to {from} after its failover"));
+                    }
                     if !settings.allow_truncation {
                         return Err(format!("{key}: cut from {to} to {from} without permission"));
                     }
@@ -382,7 +418,7 @@ pub fn quiet() -> Faults {
 }
 
 fn given_batch(sim: &Simulation, base: i64, leader_epoch: i32, grown: u64) -> Vec<u8> {
-    let mut random = ring::sim::Random::new(sim.random_below(u64::MAX));
+    let mut random = Random::new(sim.random_below(u64::MAX));
     let producer = random.below(4) == 0;
     let transactional = producer && random.coin();
     let marker = transactional && random.below(3) == 0;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 
+use super::happened::Accident;
 use super::network::{Call, End, Listening, Segment, Side};
 use super::world::{Event, Flight, Kind, OpKey, World, failure};
 use super::{ExecutorId, Machine};
@@ -89,6 +90,7 @@ impl World {
             return self.after(CALL_AGAIN, Event::Call(key));
         }
         let refused = self.random.chance(self.faults.network.refuse_ppm);
+        self.happened.count_if(Accident::RefusedCall, refused);
         let Some(listener) = listener.filter(|_| !refused) else {
             return self.end_call(key, failure(libc::ECONNREFUSED));
         };
@@ -161,6 +163,7 @@ impl World {
             }
             let Some(key) = listening.accepts.pop_front() else { return };
             if self.random.chance(self.faults.network.accept_error_ppm) {
+                self.happened.count(Accident::FailedAccept);
                 self.finish(key, failure(libc::EMFILE));
                 continue;
             }

@@ -5,6 +5,7 @@ use std::io;
 
 use super::ExecutorId;
 use super::disk::Inode;
+use super::happened::Accident;
 use super::world::{Descriptor, Event, Flight, Kind, OpKey, World, concatenate, failure};
 use crate::file::OpenOptions;
 use crate::memory::BLOCK;
@@ -44,6 +45,7 @@ impl World {
             Op::Read { file, at, into } => {
                 let (inode, unit) = self.file(file.number());
                 if self.random.chance(faults.read_error_ppm) {
+                    self.happened.count(Accident::FailedRead);
                     return failure(libc::EIO);
                 }
                 let take = self.shorten(into.len(), unit);
@@ -53,6 +55,7 @@ impl World {
             Op::Write { file, at, from } => {
                 let (inode, unit) = self.file(file.number());
                 if self.random.chance(faults.write_error_ppm) {
+                    self.happened.count(Accident::FailedWrite);
                     return failure(libc::EIO);
                 }
                 let bytes = concatenate(from);
@@ -89,6 +92,7 @@ impl World {
     fn shorten(&mut self, len: usize, unit: usize) -> usize {
         let units = len / unit;
         if units > 1 && self.random.chance(self.faults.disk.short_ppm) {
+            self.happened.count(Accident::ShortTransfer);
             return unit * (1 + self.random.index(units - 1));
         }
         len

@@ -64,12 +64,14 @@ pub mod disk;
 mod driver;
 mod faults;
 mod files;
+mod happened;
 mod network;
 mod world;
 
 pub use disk::Disk;
 use driver::{SilentBell, SimDriver};
 pub use faults::{ClockFaults, DiskFaults, Faults, NetworkFaults, Random};
+pub use happened::{Accident, Happened};
 use world::{SharedWorld, World};
 
 /// Names one executor of a simulation.
@@ -234,6 +236,7 @@ impl Simulation {
             world.advance(200 + world.random.clone().below(2_000));
             let picked = ready[world.random.index(ready.len())];
             let paused = world.random.chance(world.faults.clock.pause_ppm);
+            world.happened.count_if(Accident::Pause, paused);
             (picked, paused.then(|| Duration::from_nanos(world.random.below(1_000_000_000))))
         };
         match pause {
@@ -281,6 +284,7 @@ impl Simulation {
     fn draw_clock_faults(&mut self) {
         let world = &mut *self.world.borrow_mut();
         if world.random.chance(world.faults.clock.jump_ppm) {
+            world.happened.count(Accident::ClockJump);
             let jump_ms = world.random.below(3_600_000).cast_signed();
             world.wall_offset_ms += if world.random.coin() { jump_ms } else { -jump_ms };
         }
@@ -362,13 +366,23 @@ impl Simulation {
 
     /// Moves the wall clock; the monotonic clock runs on.
     pub fn jump_wall_clock(&mut self, by_ms: i64) {
-        self.world.borrow_mut().wall_offset_ms += by_ms;
+        let world = &mut *self.world.borrow_mut();
+        world.wall_offset_ms += by_ms;
+        world.happened.count(Accident::ClockJump);
     }
 
     /// Changes what goes wrong from now on.
     pub fn set_faults(&mut self, faults: Faults) {
         self.steps_max = faults.steps_max;
         self.world.borrow_mut().faults = faults;
+    }
+
+    /// What has gone wrong so far, on all machines and between them.
+    pub fn happened(&self) -> Happened {
+        let world = self.world.borrow();
+        let mut happened = world.happened;
+        world.disks.iter().for_each(|disk| happened += disk.happened());
+        happened
     }
 
     /// Looks at a machine's disk, or breaks it.

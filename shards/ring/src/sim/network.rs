@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Machine;
+use super::happened::Accident;
 use super::world::{Event, Kind, OpKey, World, failure};
 use crate::driver::Address;
 use crate::op::Op;
@@ -201,7 +202,7 @@ impl World {
             };
             let wanted: usize = into.iter().flatten().map(|lease| lease.len()).sum();
             let mut take = (wanted - flight.progress).min(side.arrived.len());
-            if short && take > 1 && !*all {
+            if self.happened.count_if(Accident::ShortSocket, short && take > 1 && !*all) {
                 take = 1 + self.random.index(take - 1);
             }
             let mut at = flight.progress;
@@ -251,7 +252,7 @@ impl World {
                 return;
             } else {
                 let mut take = wanted.min(room);
-                if short && take > 1 {
+                if self.happened.count_if(Accident::ShortSocket, short && take > 1) {
                     take = 1 + self.random.index(take - 1);
                 }
                 let mut bytes = super::world::concatenate(from);
@@ -362,6 +363,9 @@ impl World {
     }
 
     pub fn break_connection(&mut self, connection: u64, silent: bool) {
+        if self.network.connections.contains_key(&connection) {
+            self.happened.count(if silent { Accident::Silence } else { Accident::Reset });
+        }
         for side in [0, 1] {
             let end = End { connection, side };
             let Some(side) = self.network.side(end) else { return };

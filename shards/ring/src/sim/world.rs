@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::disk::{Disk, Inode};
 use super::faults::{Faults, Random};
+use super::happened::Happened;
 use super::network::{End, Network};
 use super::{ExecutorId, Machine};
 use crate::memory::{Gather, Lease};
@@ -49,6 +50,7 @@ pub enum Event {
 pub struct World {
     pub random: Random,
     pub faults: Faults,
+    pub happened: Happened,
     pub network: Network,
     /// By machine.
     pub disks: Vec<Disk>,
@@ -110,6 +112,7 @@ impl World {
         let disk = Disk::new(faults.disk.capacity_bytes);
         Rc::new(RefCell::new(Self {
             random: Random::new(seed),
+            happened: Happened::default(),
             network: Network::default(),
             disks: vec![disk],
             powered: vec![true],

@@ -21,6 +21,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::faults::Random;
+use super::happened::{Accident, Happened};
 use crate::file::OpenOptions;
 use crate::memory::BLOCK;
 use crate::op::DirEntry;
@@ -45,6 +46,7 @@ pub struct Disk {
     /// Flushes that failed so far, as `syncfs` counts them.
     errors: u64,
     fail_flushes: u32,
+    happened: Happened,
 }
 
 #[derive(Default)]
@@ -70,6 +72,7 @@ impl Disk {
             allocated_bytes: 0,
             errors: 0,
             fail_flushes: 0,
+            happened: Happened::default(),
         }
     }
 
@@ -173,6 +176,11 @@ impl Disk {
         self.capacity_bytes.saturating_sub(self.allocated_bytes)
     }
 
+    /// What went wrong on it so far.
+    pub(super) fn happened(&self) -> Happened {
+        self.happened
+    }
+
     /// Whether anything seen would not surely survive a power loss.
     pub fn is_dirty(&self) -> bool {
         !self.journal.is_empty() || self.files.values().any(|file| file.sectors.is_dirty())
@@ -246,11 +254,12 @@ impl Disk {
         self.durable.sweep(|inode| files.contains_key(&inode));
     }
 
-    pub(super) fn read(&self, inode: Inode, at: u64, into: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn read(&mut self, inode: Inode, at: u64, into: &mut [u8]) -> io::Result<usize> {
         let len = self.seen.len(inode);
         let bytes = usize::try_from(len.saturating_sub(at)).unwrap_or(0).min(into.len());
         let sectors = &self.files[&inode].sectors;
         if sectors.unreadable(at..at + bytes as u64) {
+            self.happened.count(Accident::FailedRead);
             return Err(error(libc::EIO));
         }
         sectors.read(at, &mut into[..bytes]);
@@ -273,6 +282,7 @@ impl Disk {
     pub(super) fn write(&mut self, inode: Inode, at: u64, bytes: &[u8]) -> io::Result<usize> {
         let end = self.take_space(inode, at + bytes.len() as u64);
         if end <= at && !bytes.is_empty() {
+            self.happened.count(Accident::FullDisk);
             return Err(error(libc::ENOSPC));
         }
         let bytes = &bytes[..(end - at) as usize];
@@ -289,6 +299,7 @@ impl Disk {
     pub(super) fn allocate(&mut self, inode: Inode, at: u64, len: u64) -> io::Result<()> {
         let end = at + len;
         if self.take_space(inode, end) < end {
+            self.happened.count(Accident::FullDisk);
             return Err(error(libc::ENOSPC));
         }
         if end > self.seen.len(inode) {
@@ -384,7 +395,7 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn read_small(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+    pub(super) fn read_small(&mut self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
         let inode = self.file(path)?;
         let len = self.seen.len(inode);
         if len > bytes_max as u64 {
@@ -434,6 +445,7 @@ impl Disk {
         content.sectors.abandon(until, random);
         content.errors += 1;
         self.errors += 1;
+        self.happened.count(Accident::FailedFlush);
     }
 
     /// Flush errors a descriptor opened on this file now would not be told of.
@@ -445,6 +457,7 @@ impl Disk {
     pub(super) fn flush_dir(&mut self, path: &Path, until: u64, fail: bool) -> io::Result<()> {
         let dir = self.seen.find(path)?;
         if self.forced_failure() || fail {
+            self.happened.count(Accident::FailedFlush);
             return Err(error(libc::EIO));
         }
         self.commit_for(dir, until);
@@ -459,6 +472,7 @@ impl Disk {
         fault: Option<&mut Random>,
     ) -> io::Result<()> {
         if self.forced_failure() || fault.is_some() {
+            self.happened.count(Accident::FailedFlush);
             let mut own = Random::new(self.stamp);
             let random = fault.unwrap_or(&mut own);
             for content in self.files.values_mut() {
@@ -529,7 +543,7 @@ impl Disk {
         self.sweep();
         for (inode, content) in &mut self.files {
             let len = self.seen.len(*inode);
-            content.sectors.crash(len, unreadable_ppm, random);
+            self.happened += content.sectors.crash(len, unreadable_ppm, random);
             content.allocated = len.next_multiple_of(BLOCK as u64);
         }
         self.count_space();

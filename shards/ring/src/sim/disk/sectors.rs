@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use crate::sim::faults::Random;
+use crate::sim::happened::{Accident, Happened};
 
 /// The unit that is written wholly or not at all, in bytes.
 pub const SECTOR: u64 = 512;
@@ -172,10 +173,12 @@ impl Sectors {
     }
 
     /// The power went: per sector any one of what may have reached the device. `len` is the length
-    /// that survived.
-    pub fn crash(&mut self, len: u64, unreadable_ppm: u32, random: &mut Random) {
+    /// that survived. Says what became of the writes.
+    pub fn crash(&mut self, len: u64, unreadable_ppm: u32, random: &mut Random) -> Happened {
+        let mut happened = Happened::default();
+        let (mut kept, mut lost) = (BTreeSet::new(), BTreeSet::new());
         // Whole crashes that keep all or nothing are likely in reality; draw them often.
-        let keep = match random.below(8) {
+        let chance = match random.below(8) {
             0 => 0,
             1 => 1_000_000,
             _ => random.below(1_000_000) as u32,
@@ -185,15 +188,28 @@ impl Sectors {
             let cut = self.cuts.iter().filter(|(_, first)| index >= *first).map(|(cut, _)| *cut);
             let before = cut.min().unwrap_or(u64::MAX);
             let possible = versions.iter().filter(|version| version.stamp < before).count();
-            if possible > 0 && random.chance(keep) {
+            let mut survivor = None;
+            if possible > 0 && random.chance(chance) {
                 let pick = if random.coin() { possible - 1 } else { random.index(possible) };
                 let version = &versions[pick];
                 self.durable.insert(index, (version.stamp, version.sector.clone()));
+                survivor = Some(version.stamp);
             }
+            kept.extend(survivor);
+            lost.extend(versions.iter().map(|v| v.stamp).filter(|v| Some(*v) > survivor));
             if random.chance(unreadable_ppm) {
                 self.unreadable.insert(index);
+                happened.count(Accident::UnreadableSector);
             }
         }
+        for stamp in &lost {
+            happened.count(match kept.contains(stamp) {
+                true => Accident::TornWrite,
+                false => Accident::LostWrite,
+            });
+        }
+        let late = lost.first().zip(kept.last()).is_some_and(|(lost, kept)| lost < kept);
+        happened.count_if(Accident::ReorderedWrite, late);
         self.cuts.clear();
         let end = len.div_ceil(SECTOR);
         self.durable.split_off(&end);
@@ -206,6 +222,7 @@ impl Sectors {
             *last = Sector { bytes: bytes.into(), at: 0 };
             self.durable.insert(len / SECTOR, (0, last.clone()));
         }
+        happened
     }
 
     /// Turns one bit, in every layer: the medium forgot.
