@@ -7,6 +7,15 @@ use crate::Outcome;
 
 const NAME: &str = "understudy-bench-";
 
+/// Bytes that are free where a folder lies.
+///
+/// # Errors
+/// It is not there.
+pub fn free_bytes(folder: &Path) -> Outcome<u64> {
+    let found = nix::sys::statvfs::statvfs(folder)?;
+    Ok(found.blocks_available() * found.fragment_size())
+}
+
 /// A folder of our own below another one, removed when dropped.
 pub struct Folder(pub PathBuf);
 

@@ -1,10 +1,13 @@
-//! A long line in a box: a proxy that delays both directions and lets only so many bytes be under
-//! way on each connection, as a stock broker's socket buffers do.
+//! A long line in a box: a proxy that delays both directions, lets only so many bytes be under way
+//! on each connection, as sockets' buffers do, and, when told so, sends the answers of all
+//! connections over one wire of limited bandwidth.
 //!
-//! A byte from the source is handed on half a round trip after it was read, and its place in the
-//! window is free again half a round trip later, when the acknowledgement would have come back.
-//! So a connection carries at most a window per round trip. With a round trip of 0 nothing is
-//! delayed, and the window bounds only what the proxy holds.
+//! A byte from the source first waits for the wire, which takes pieces of all connections one after
+//! the other; it is handed on half a round trip later, and its place in the window is free again
+//! another half later, when the acknowledgement would have come back. So a connection carries at
+//! most a window per round trip, and all of them together what the wire carries. With a round trip
+//! of 0 nothing is delayed, and the window bounds only what the proxy holds. There is no loss and
+//! no slow start.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -16,6 +19,19 @@ use std::time::{Duration, Instant};
 use crate::Outcome;
 
 const STACK_BYTES: usize = 128 << 10;
+/// What one connection puts on the wire before another's turn.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// What lies between the two.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// There and back.
+    pub round_trip: Duration,
+    /// Bytes under way on one connection at most.
+    pub window_bytes: usize,
+    /// What all answers together may use; without, as much as the proxy's threads can do.
+    pub bytes_per_second: Option<f64>,
+}
 
 /// The proxy: threads of this process, two per direction of a connection.
 pub struct Proxy {
@@ -30,13 +46,15 @@ impl Proxy {
     ///
     /// # Errors
     /// No port is free.
-    pub fn start(to: SocketAddr, round_trip: Duration, window: usize) -> Outcome<Proxy> {
+    pub fn start(to: SocketAddr, link: Link) -> Outcome<Proxy> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);
         let delivered_bytes = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&delivered_bytes);
+        let (delay, window) = (link.round_trip / 2, link.window_bytes);
+        let wire = link.bytes_per_second.map(Wire::new).map(Arc::new);
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 if stop.load(Ordering::Relaxed) {
@@ -44,7 +62,7 @@ impl Proxy {
                 }
                 let Ok(client) = client else { continue };
                 let Ok(server) = TcpStream::connect(to) else { continue };
-                let answers = Line::new(round_trip / 2, window, Arc::clone(&counter));
+                let answers = Line::new(delay, window, wire.clone(), Arc::clone(&counter));
                 let _ = join(client, server, answers, (to, address));
             }
         });
@@ -79,7 +97,7 @@ fn join(
 ) -> Outcome {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let requests = Line::new(answers.delay, answers.window, Arc::default());
+    let requests = Line::new(answers.delay, answers.window, None, Arc::default());
     let (from, onto) = (client.try_clone()?, server.try_clone()?);
     start(Arc::new(requests), from, onto, |_| {})?;
     let (advertised, instead) = (broker(to), broker(own));
@@ -114,9 +132,9 @@ fn start(
     let writing = Arc::clone(&line);
     let small = || std::thread::Builder::new().stack_size(STACK_BYTES);
     small().spawn(move || {
-        let mut buffer = vec![0; line.window];
+        let mut buffer = vec![0; line.window.min(PIECE_BYTES)];
         loop {
-            let room = line.wait_for_room();
+            let room = line.wait_for_room().min(buffer.len());
             match from.read(&mut buffer[..room]) {
                 Ok(bytes) if bytes > 0 => {
                     change(&mut buffer[..bytes]);
@@ -140,10 +158,31 @@ fn start(
     Ok(())
 }
 
+/// A wire that all answers share: when it is free again.
+struct Wire {
+    bytes_per_second: f64,
+    free_at: Mutex<Instant>,
+}
+
+impl Wire {
+    fn new(bytes_per_second: f64) -> Wire {
+        Wire { bytes_per_second, free_at: Mutex::new(Instant::now()) }
+    }
+
+    /// Sends a piece after all that were sent before; when its last byte has left.
+    fn send(&self, bytes: usize, now: Instant) -> Instant {
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
+        *free_at = (*free_at).max(now) + takes;
+        *free_at
+    }
+}
+
 /// One direction of a connection.
 struct Line {
     delay: Duration,
     window: usize,
+    wire: Option<Arc<Wire>>,
     arrived_bytes: Arc<AtomicU64>,
     state: Mutex<Traffic>,
     changed: Condvar,
@@ -160,9 +199,14 @@ struct Traffic {
 }
 
 impl Line {
-    fn new(delay: Duration, window: usize, arrived_bytes: Arc<AtomicU64>) -> Line {
+    fn new(
+        delay: Duration,
+        window: usize,
+        wire: Option<Arc<Wire>>,
+        arrived_bytes: Arc<AtomicU64>,
+    ) -> Line {
         let (state, changed) = (Mutex::default(), Condvar::new());
-        Line { delay, window, arrived_bytes, state, changed }
+        Line { delay, window, wire, arrived_bytes, state, changed }
     }
 
     fn lock(&self) -> MutexGuard<'_, Traffic> {
@@ -200,9 +244,11 @@ impl Line {
     }
 
     fn enter(&self, bytes: Vec<u8>) {
+        let now = Instant::now();
+        let left = self.wire.as_ref().map_or(now, |wire| wire.send(bytes.len(), now));
         let mut state = self.lock();
         state.in_flight += bytes.len();
-        state.pieces.push_back((Instant::now() + self.delay, bytes));
+        state.pieces.push_back((left + self.delay, bytes));
         self.changed.notify_all();
     }
 
@@ -245,7 +291,9 @@ mod tests {
     fn bytes_pass_in_order_and_the_address_is_replaced() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let to = server.local_addr().expect("an address");
-        let proxy = Proxy::start(to, Duration::from_millis(2), 1000).expect("a proxy");
+        let round_trip = Duration::from_millis(2);
+        let link = Link { round_trip, window_bytes: 1000, bytes_per_second: Some(1e9) };
+        let proxy = Proxy::start(to, link).expect("a proxy");
         let mut client = TcpStream::connect(proxy.address()).expect("the proxy listens");
         let (mut peer, _) = server.accept().expect("the proxy comes");
         let sent: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
@@ -261,12 +309,21 @@ mod tests {
 
     #[test]
     fn a_full_window_waits_for_its_acknowledgement() {
-        let line = Line::new(Duration::ZERO, 10, Arc::default());
+        let line = Line::new(Duration::ZERO, 10, None, Arc::default());
         line.enter(vec![0; 7]);
         assert_eq!(line.wait_for_room(), 3);
         line.enter(vec![0; 3]);
         assert_eq!(line.leave().map(|piece| piece.len()), Some(7));
         line.arrived(7);
         assert_eq!(line.wait_for_room(), 7);
+    }
+    #[test]
+    fn a_wire_takes_one_piece_after_the_other() {
+        let wire = Wire::new(1000.0);
+        let now = Instant::now() + Duration::from_secs(1);
+        assert_eq!(wire.send(500, now), now + Duration::from_millis(500));
+        assert_eq!(wire.send(250, now), now + Duration::from_millis(750));
+        let later = now + Duration::from_secs(5);
+        assert_eq!(wire.send(1000, later), later + Duration::from_secs(1), "it idled meanwhile");
     }
 }

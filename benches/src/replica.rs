@@ -12,7 +12,7 @@ use crate::cli::Options;
 use crate::node::{LINK, Node, Setup};
 use crate::process::Cpu;
 use crate::proof;
-use crate::proxy::Proxy;
+use crate::proxy::{Link, Proxy};
 use crate::report::Row;
 use crate::serving::Source;
 
@@ -36,8 +36,8 @@ pub struct Replica {
     pub memory_mib: u64,
     /// Connections that carry records.
     pub connections_max: u32,
-    /// Round trip and window of a proxy between the two.
-    pub proxy: Option<(Duration, usize)>,
+    /// What a proxy puts between the two.
+    pub link: Option<Link>,
     /// When the clock runs.
     pub window: Window,
 }
@@ -113,7 +113,7 @@ impl Replica {
             cores: "0".into(),
             memory_mib: 256,
             connections_max: 8,
-            proxy: None,
+            link: None,
             window,
         }
     }
@@ -154,10 +154,7 @@ impl Replica {
             ..ChildConfig::default()
         };
         let source = Source::start(&config)?;
-        let proxy = match self.proxy {
-            Some((round_trip, window)) => Some(Proxy::start(source.address, round_trip, window)?),
-            None => None,
-        };
+        let proxy = self.link.map(|link| Proxy::start(source.address, link)).transpose()?;
         let setup = self.setup(options);
         let _ = fs::remove_dir_all(&setup.folder);
         let address = proxy.as_ref().map_or(source.address, Proxy::address);

@@ -21,8 +21,8 @@ pub const BENCH: Bench = Bench {
     run,
 };
 
-const WHOLE: &str = "whole run";
-const SOURCE: &str = "its source";
+const WHOLE: &str = "CPU-s/GiB, whole run";
+const SOURCE: &str = "CPU-s/GiB of its source";
 const PEAK: &str = "peak MiB";
 
 /// Who is measured, in turn.
@@ -66,10 +66,9 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     judge(&mut report, &rows)?;
     report.rows = rows.into();
     report.notes.push(
-        "all but the last two columns are of the second half of the bytes, when JVMs have \
-         compiled most of their code; `whole run` is the CPU-s/GiB from the first hundredth to \
-         the last byte, without the start of a process; `its source` is the CPU-s/GiB that the \
-         source's broker spent meanwhile"
+        "rates and CPU are of the second half of the bytes, when JVMs have compiled most of their \
+         code; the whole run counts from the first hundredth to the last byte, without the start \
+         of a process; a source's CPU is what its broker spent meanwhile"
             .into(),
     );
     report.notes.push(
