@@ -12,6 +12,8 @@ use crate::Outcome;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileState {
+    /// Nothing allocated ahead: each write makes the file longer.
+    Growing,
     /// Allocated but never written: the file system marks extents as written on the way.
     Fresh,
     /// Written before: overwriting changes no metadata.
@@ -58,6 +60,7 @@ impl std::error::Error for Incomparable {}
 impl fmt::Display for FileState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            FileState::Growing => "growing",
             FileState::Fresh => "fresh",
             FileState::Overwritten => "overwritten",
             FileState::None => "-",

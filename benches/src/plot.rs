@@ -110,6 +110,7 @@ fn draw_bar(
     x: &impl Fn(f64) -> f64,
 ) {
     let (colour, label) = match files {
+        FileState::Growing => ("#1b4f72", format!("{name} (growing)")),
         FileState::Fresh => ("#2e86c1", format!("{name} (fresh)")),
         FileState::Overwritten => ("#85c1e9", format!("{name} (overwritten)")),
         FileState::None => ("#7f8c8d", name.to_owned()),

@@ -10,7 +10,7 @@
 //! pinned to), `cluster_id`, `sessions_max`, `connections_max`, `partial_batches`, `seed`. Each
 //! `topic=NAME` begins a topic: `partitions`, `seed`, `batch_bytes`, `batch_records`,
 //! `ring_bytes`, `backlog` (batches per partition), `rate` (bytes a second per partition),
-//! `batches_max`, `base_ms`, `step_us`, `first_offset`, `leader_epoch`.
+//! `batches_max`, `grows_after_ms`, `base_ms`, `step_us`, `first_offset`, `leader_epoch`.
 
 use crate::server::{Config, ServeError, serve};
 use crate::topic::{Content, TopicSpec};
@@ -174,6 +174,7 @@ fn set_of_topic(topic: &mut TopicSpec, key: &str, value: &str) -> Result<(), Chi
         "backlog" => topic.growth.backlog_batches = number(key, value)?,
         "rate" => topic.growth.bytes_per_second = number(key, value)?,
         "batches_max" => topic.growth.batches_max = number(key, value)?,
+        "grows_after_ms" => topic.grows_after_ms = number(key, value)?,
         "base_ms" => topic.timestamps.base_ms = number(key, value)?,
         "step_us" => topic.timestamps.step_us = number(key, value)?,
         "first_offset" => topic.first_offset = number(key, value)?,
@@ -207,6 +208,7 @@ impl Display for ChildConfig {
             let (growth, times) = (&topic.growth, &topic.timestamps);
             write!(f, " backlog={} rate={}", growth.backlog_batches, growth.bytes_per_second)?;
             write!(f, " batches_max={} base_ms={}", growth.batches_max, times.base_ms)?;
+            write!(f, " grows_after_ms={}", topic.grows_after_ms)?;
             write!(f, " step_us={} first_offset={}", times.step_us, topic.first_offset)?;
             write!(f, " leader_epoch={}", topic.leader_epoch)?;
         }

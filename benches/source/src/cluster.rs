@@ -77,6 +77,7 @@ pub(crate) struct Topic {
     spec: TopicSpec,
     ring: Option<Arc<PayloadRing>>,
     partitions: Vec<Partition>,
+    /// When growth over time begins.
     started: Instant,
     /// Time between two batches of a partition, where it grows by itself.
     interval: Option<Duration>,
@@ -104,7 +105,7 @@ impl Topic {
             id: TopicSpec::topic_id(&spec.name, generation),
             ring,
             partitions: Vec::new(),
-            started: now,
+            started: now + Duration::from_millis(spec.grows_after_ms),
             interval,
             spec,
         };

@@ -28,6 +28,8 @@ pub struct TopicSpec {
     pub content: Content,
     /// What is there at the start, and what comes later.
     pub growth: Growth,
+    /// How long after the source's start growth over time begins, ms.
+    pub grows_after_ms: u64,
     /// Timestamps of the batches.
     pub timestamps: Timestamps,
     /// Offset of the first batch of every partition.
@@ -138,6 +140,7 @@ impl TopicSpec {
                 ring_bytes: 4 << 20,
             },
             growth: Growth::backlog(backlog_batches),
+            grows_after_ms: 0,
             timestamps: Timestamps::default(),
             first_offset: 0,
             leader_epoch: 0,
@@ -166,6 +169,12 @@ impl TopicSpec {
     /// The same topic growing otherwise.
     pub fn with_growth(mut self, growth: Growth) -> Self {
         self.growth = growth;
+        self
+    }
+
+    /// The same topic, growing over time only from so long after the source's start.
+    pub fn growing_after(mut self, ms: u64) -> Self {
+        self.grows_after_ms = ms;
         self
     }
 

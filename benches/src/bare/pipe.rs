@@ -46,7 +46,7 @@ pub struct Job {
     pub check: bool,
     /// The file written to.
     pub file: Option<PathBuf>,
-    /// Its state: fresh files are made anew, others must be there.
+    /// Its state: growing and fresh files are made anew, others must be there.
     pub files: FileState,
     /// Size of a buffer, of a receive and of a write.
     pub block_bytes: usize,
@@ -116,10 +116,14 @@ pub fn prepare_overwritten(path: &Path, bytes: u64) -> Outcome {
     Ok(file.sync_all()?)
 }
 
-fn fresh(path: &Path, bytes: u64) -> Outcome<File> {
+fn empty(path: &Path) -> Outcome<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT);
-    let file = options.open(path)?;
+    Ok(options.open(path)?)
+}
+
+fn fresh(path: &Path, bytes: u64) -> Outcome<File> {
+    let file = empty(path)?;
     nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, bytes.cast_signed())?;
     Ok(file)
 }
@@ -228,6 +232,7 @@ impl<'a> Pipe<'a> {
         let registered = unsafe { ring.submitter().register_buffers(&vectors) }.is_ok();
         let file = match (&job.file, job.files) {
             (None, _) => None,
+            (Some(path), FileState::Growing) => Some(empty(path)?),
             (Some(path), FileState::Fresh) => Some(fresh(path, job.bytes)?),
             (Some(path), _) => {
                 Some(OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path)?)

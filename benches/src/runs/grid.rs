@@ -73,7 +73,7 @@ impl Grid {
                 Stages::Pipe => "pipe",
             };
             let file = match files {
-                FileState::Fresh => Some(self.fresh.clone()),
+                FileState::Growing | FileState::Fresh => Some(self.fresh.clone()),
                 FileState::Overwritten => Some(self.overwritten.clone()),
                 FileState::None => None,
             };
@@ -88,7 +88,8 @@ impl Grid {
                 bytes: self.bytes / block_bytes as u64 * block_bytes as u64,
             };
             let geometry = format!("{} KiB × {depth}", block_bytes >> 10);
-            if stages == Stages::Pipe && self.glommio.is_some() {
+            let peer = stages == Stages::Pipe && files != FileState::Growing;
+            if peer && self.glommio.is_some() {
                 let row = Row::new(format!("glommio {geometry}"), files);
                 self.peers.push((row, job.clone()));
             }
@@ -108,7 +109,7 @@ impl Grid {
             say(&format!("{} ({})", row.name, row.files));
             let spent = job.run()?;
             add(row, job, spent);
-            if job.files == FileState::Fresh {
+            if matches!(job.files, FileState::Growing | FileState::Fresh) {
                 std::fs::remove_file(&self.fresh)?;
             }
         }

@@ -1,7 +1,9 @@
 //! `lag`: from a batch's birth at the source to its bytes on our disk.
 //!
 //! The source grows in batches evenly spaced, so that each batch's time of birth is known: the
-//! moment the source began, which it prints, and arithmetic. A probe waits for the birth of a
+//! moment the source began, which it prints, and arithmetic. It grows only when the node has had
+//! time to start, so that nothing is to be caught up with, and only for so long: the disk's free
+//! space, and what the probe can look at, bound what a run writes. A probe waits for the birth of a
 //! batch of partition 0 and then reads, past the page cache, the last block of the place where
 //! the batch must appear in the copy's segment, again and again until it is no longer zero. What
 //! it finds is that the batch was received, checked and written: what a consumer of the copy
@@ -9,6 +11,7 @@
 //! so the figure errs on the high side, by 0.1 to 0.3 ms.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,6 +23,7 @@ use super::{BATCH_BYTES, Bench, growing};
 use crate::Outcome;
 use crate::cli::Options;
 use crate::conditions::{FileState, load_average};
+use crate::folder::free_bytes;
 use crate::process::monotonic;
 use crate::progress::Progress;
 use crate::replica::{GIB, RATE, Replica, Running, Window};
@@ -38,22 +42,27 @@ const PARTITIONS: i32 = 16;
 const BLOCK: usize = 4096;
 /// The probe looks at the first segment only; before this position no segment rolls.
 const POSITION_MAX: u64 = 900 << 20;
+/// What stays free on the disk.
+const RESERVE_BYTES: u64 = 4 << 30;
+/// From the source's start to its first batch: time for the node to start.
+const GROWS_AFTER_MS: u64 = 3000;
 const P99: &str = "p99 ms";
-const BATCH_LIMIT: Duration = Duration::from_secs(20);
+const BATCH_LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks at different batches, so that the probe stays a small load.
 const PAUSE: Duration = Duration::from_millis(3);
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
-    let time = Duration::from_secs(options.unless_quick(6, 1));
+    let time = Duration::from_secs(options.unless_quick(8, 1));
     let shares: &[(u32, bool)] = options.unless_quick(
         &[(10, false), (50, false), (50, true), (90, false)],
         &[(10, false), (50, true)],
     );
     let load = format!(
         "a source growing at a share of the ceiling's rate in {PARTITIONS} partitions, batches of \
-         64 KiB evenly spaced; with a trickle: beside it 100 partitions of 200 B/s; up to {} s per \
-         run; one shard, 256 MiB",
-        time.as_secs()
+         64 KiB evenly spaced; with a trickle: beside it 100 partitions of 200 B/s; up to {} s or \
+         {} MiB per partition and run; one shard, 256 MiB",
+        time.as_secs(),
+        position_max(options)? >> 20
     );
     let mut report = bench.report(options, &load, Grid::describe())?;
     let mut progress = Progress::new(options.runs * (shares.len() + 2));
@@ -77,7 +86,7 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
             let rate = ceiling * GIB * f64::from(*percent) / 100.0;
             let lags = once(rate, *trickle, time, options)?;
             row.push("least ms", lags.min());
-            for p in [50.0, 90.0, 99.0] {
+            for p in [50.0, 90.0, 99.0, 99.9] {
                 row.push(&format!("p{p} ms"), lags.percentile(p));
             }
             row.push("most ms", lags.max());
@@ -104,8 +113,22 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     Ok(report)
 }
 
+/// How far each partition grows.
+fn position_max(options: &Options) -> Outcome<u64> {
+    let free = free_bytes(&options.folder)?.saturating_sub(RESERVE_BYTES);
+    let each = free / u64::from(PARTITIONS.unsigned_abs());
+    // In whole MiB, so that two runs on one disk have the same conditions, mostly.
+    match POSITION_MAX.min(each) >> 20 {
+        0..16 => Err("too little free space for this bench".into()),
+        mib => Ok(mib << 20),
+    }
+}
+
 fn once(rate: f64, trickle: bool, time: Duration, options: &Options) -> Outcome<Sample> {
-    let mut topics = vec![growing(PARTITIONS, rate, BATCH_BYTES)];
+    let position_max = position_max(options)?;
+    let mut load = growing(PARTITIONS, rate, BATCH_BYTES).growing_after(GROWS_AFTER_MS);
+    load.growth.batches_max = position_max / BATCH_BYTES as u64;
+    let mut topics = vec![load];
     if trickle {
         let beside = TopicSpec::new("trickle", 100, 0).with_batches(2, 200, 1);
         topics.push(beside.with_growth(Growth::rate(200.0)));
@@ -118,7 +141,7 @@ fn once(rate: f64, trickle: bool, time: Duration, options: &Options) -> Outcome<
     let lags = std::thread::scope(|scope| {
         let probe = scope.spawn(|| {
             core_affinity::set_for_current(core_affinity::CoreId { id: core });
-            probe(&running, &segment, rate, time).map_err(|error| error.to_string())
+            probe(&running, &segment, (rate, position_max), time).map_err(|error| error.to_string())
         });
         probe.join().map_err(|_| "the probe panicked")?
     })?;
@@ -127,22 +150,28 @@ fn once(rate: f64, trickle: bool, time: Duration, options: &Options) -> Outcome<
 }
 
 /// Lags of batches of partition 0, ms.
-fn probe(running: &Running, segment: &Path, rate: f64, time: Duration) -> Outcome<Vec<f64>> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(segment)?;
+fn probe(
+    running: &Running,
+    segment: &Path,
+    (rate, position_max): (f64, u64),
+    time: Duration,
+) -> Outcome<Vec<f64>> {
+    let file = await_file(segment)?;
     let seconds = BATCH_BYTES as f64 / (rate / f64::from(PARTITIONS));
     // The source counts in whole nanoseconds.
     let interval = Duration::from_secs_f64(seconds).as_nanos() as f64 / 1e9;
-    let until = Instant::now() + time;
+    let begun = running.source.begun + GROWS_AFTER_MS as f64 / 1e3;
+    let until = begun + time.as_secs_f64();
     let mut block = AlignedBlock([0; BLOCK]);
     let mut lags = Vec::new();
-    while Instant::now() < until {
-        let elapsed = monotonic()? - running.source.begun;
-        let ordinal = (elapsed / interval).ceil();
+    loop {
+        let now = monotonic()?;
+        let ordinal = ((now - begun) / interval).ceil().max(1.0);
         let end = (ordinal as u64) * BATCH_BYTES as u64;
-        if end > POSITION_MAX {
+        if now > until || end > position_max {
             break;
         }
-        let birth = running.source.begun + ordinal * interval;
+        let birth = begun + ordinal * interval;
         let wait = birth - monotonic()?;
         if wait > 0.0 {
             std::thread::sleep(Duration::from_secs_f64(wait));
@@ -159,6 +188,20 @@ fn probe(running: &Running, segment: &Path, rate: f64, time: Duration) -> Outcom
     match lags.is_empty() {
         true => Err("no batch was probed: the first segment was full too soon".into()),
         false => Ok(lags),
+    }
+}
+
+/// Opens the segment when the first batch has made it.
+fn await_file(segment: &Path) -> Outcome<File> {
+    let limit = Instant::now() + BATCH_LIMIT;
+    loop {
+        match OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(segment) {
+            Ok(file) => return Ok(file),
+            Err(error) if error.kind() != ErrorKind::NotFound || Instant::now() > limit => {
+                return Err(format!("{}: {error}", segment.display()).into());
+            }
+            Err(_) => std::thread::sleep(PAUSE),
+        }
     }
 }
 

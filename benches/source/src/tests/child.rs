@@ -10,6 +10,7 @@ const CONFIG: &str = "UNDERSTUDY_TEST_SOURCE";
 fn config() -> ChildConfig {
     let mut slow = TopicSpec::new("slow", 3, 0).with_batches(8, 300, 2);
     slow.growth = Growth { backlog_batches: 5, bytes_per_second: 0.25, batches_max: 9 };
+    let slow = slow.growing_after(250);
     let topics = vec![TopicSpec::new("fast", 2, 40).with_batches(4, 1000, 5), slow];
     ChildConfig { brokers: 2, cluster_id: "child".into(), topics, ..ChildConfig::default() }
 }

@@ -9,8 +9,11 @@ fn partitions_grow_evenly_and_in_turn() {
     // A batch of 1000 bytes every 100 ms in each of four partitions, 25 ms apart.
     let growth = Growth { backlog_batches: 3, bytes_per_second: 10_000.0, batches_max: 8 };
     let spec = TopicSpec::new("t", 4, 0).with_batches(1, 1000, 1).with_growth(growth);
-    let began = Instant::now();
-    let mut topic = Topic::new(spec, 0, 1, began).unwrap();
+    let started = Instant::now();
+    let mut topic = Topic::new(spec.growing_after(1000), 0, 1, started).unwrap();
+    let before = started + Duration::from_millis(999);
+    assert_eq!(topic.partition(0, before).unwrap().log.end_offset(), 3, "it grows too soon");
+    let began = started + Duration::from_millis(1000);
     for (ms, ends) in [
         (0, [3, 3, 3, 3]),
         (24, [3, 3, 3, 3]),
@@ -33,7 +36,7 @@ fn partitions_grow_evenly_and_in_turn() {
                 let later = &topic.partition(partition, next).unwrap().log;
                 assert_eq!(later.end_offset(), end + 1);
                 // Time does not run backwards in a source; look again from the beginning.
-                topic = Topic::new(topic.spec().clone(), 0, 1, began).unwrap();
+                topic = Topic::new(topic.spec().clone(), 0, 1, started).unwrap();
             }
         }
     }
