@@ -1,7 +1,9 @@
 //! Who steers the shards in place of the control thread: tells them who leads, hears their events,
 //! asks for their status, and holds every answer against what must be.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ring::sim::ExecutorId;
@@ -23,7 +25,9 @@ pub struct Shard {
     /// Where commands go.
     pub commands: mpsc::Sender<Command>,
     /// Its root task; dropped with it.
-    pub root: ring::Task<Result<(), String>>,
+    pub root: ring::Task<()>,
+    /// How that ended.
+    pub ended: Rc<RefCell<String>>,
     /// A question under way, and whether all logs were open when it was asked.
     status: Option<(bool, oneshot::Receiver<ShardStatus>)>,
     /// What it said of itself last.
@@ -38,10 +42,11 @@ impl Shard {
     pub fn new(
         executor: ExecutorId,
         commands: mpsc::Sender<Command>,
-        root: ring::Task<Result<(), String>>,
+        root: ring::Task<()>,
+        ended: Rc<RefCell<String>>,
     ) -> Shard {
         let (status, last, assigned, refused) = (None, None, None, Vec::new());
-        Shard { executor, commands, root, status, last, assigned, refused }
+        Shard { executor, commands, root, ended, status, last, assigned, refused }
     }
 
     /// Sends a command; a full queue forgets it, as a control thread may be late.

@@ -167,9 +167,9 @@ impl Model {
         });
         let entries = checkpoints.filter_map(|checkpoint| {
             let entry = checkpoint.entries.get(&self.id())?;
-            Some((checkpoint.boot, checkpoint.sequence, entry.flushed.offset))
+            Some((checkpoint.boot, entry.turn, checkpoint.sequence, entry.flushed.offset))
         });
-        entries.max().map_or(0, |(_, _, flushed)| flushed)
+        entries.max().map_or(0, |(.., flushed)| flushed)
     }
 
     /// Its segments on a disk, oldest first.

@@ -102,6 +102,9 @@ impl Plan {
             faults.disk.delay = Duration::from_micros(50)..Duration::from_millis(30);
         }
         faults.steps_max = u64::MAX;
+        if seed >= VERBS_FROM && faults.network.accept_error_ppm > 0 {
+            faults.network.accept_error_ppm = 100_000;
+        }
         let topics = 1 + random.below(3);
         Plan {
             brokers: 1 + random.index(3),

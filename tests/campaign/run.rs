@@ -8,6 +8,7 @@ use shards::control::*;
 use tokio::sync::oneshot;
 
 use crate::control::link;
+use crate::plan::VERBS_FROM;
 use crate::tally::Tally;
 use crate::verbs::Standing;
 use crate::world::{World, quiet};
@@ -30,7 +31,7 @@ pub fn run(seed: u64) -> Result<Tally, String> {
         println!("{:#?}", world.plan);
     }
     if world.plan.trouble.frames {
-        world.mischief.borrow_mut().frame_ppm = 30_000;
+        world.mischief.borrow_mut().frame_ppm = if seed < VERBS_FROM { 30_000 } else { 100_000 };
     }
     for round in 0..world.plan.rounds {
         live(&mut world).map_err(|error| format!("round {round}: {error}"))?;

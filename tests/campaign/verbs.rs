@@ -125,6 +125,7 @@ impl World {
     pub fn delete(&mut self, topic: Arc<str>) {
         self.trace(|| format!("delete {topic}"));
         self.standing.insert(Arc::clone(&topic), Standing::Deleting);
+        self.models_of(&topic).for_each(|model| model.forget());
         let mine = |owner: usize| {
             let of_it = self.owners.iter().filter(|(key, _)| key.topic == topic);
             of_it.filter(|(_, of)| **of == owner).map(|(key, _)| key.clone()).collect::<Vec<_>>()

@@ -1,5 +1,6 @@
 //! A world: a source cluster, a machine that copies it, and what happens to both.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -213,7 +214,9 @@ impl World {
         });
         let prepare = || async { Boot::prepare_simulated(&[DATA.into()]).await };
         let boot = self.sim.run(prepare()).map_err(|error| format!("no start: {error}"))?;
-        self.sim.set_faults(faults);
+        if faults.disk.flush_error_ppm == 0 {
+            self.sim.set_faults(faults.clone());
+        }
         self.turn += 1;
         let (events, theirs) = mpsc::channel(1024);
         self.events = Some(theirs);
@@ -235,9 +238,15 @@ impl World {
             };
             let executor = self.sim.executor(memory);
             let (commands, inbox) = mpsc::channel(256);
-            let root = shards::run(config, events.clone(), inbox);
+            let ended = Rc::new(RefCell::new(String::new()));
+            let (root, why) = (shards::run(config, events.clone(), inbox), Rc::clone(&ended));
+            let root = async move { *why.borrow_mut() = format!("{:?}", root.await) };
             let root = self.sim.spawn_on(executor, Share::Background, root);
-            let mut shard = Shard::new(executor, commands, root);
+            let mut shard = Shard::new(executor, commands, root, ended);
+            if faults.disk.flush_error_ppm > 0 {
+                self.until_open(&shard)?;
+                self.sim.set_faults(faults.clone());
+            }
             shard.tell(Command::Link { link: link(), settings: self.settings.clone() });
             if self.link_paused {
                 let (reply, _) = oneshot::channel();
@@ -252,6 +261,20 @@ impl World {
         }
         for model in self.models.values_mut() {
             model.flushed = 0;
+        }
+        Ok(())
+    }
+
+    /// A shard whose first look at its device fails ends at once, as it must: it is spared.
+    fn until_open(&mut self, shard: &Shard) -> Result<(), String> {
+        self.sim.set_faults(quiet());
+        let (reply, mut answer) = oneshot::channel();
+        shard.tell(Command::Status { link: None, reply });
+        while answer.try_recv().is_err() {
+            self.sim.run_for(Duration::from_millis(1));
+            if shard.root.is_finished() {
+                return Err(format!("a shard ended at its start: {}", shard.ended.borrow()));
+            }
         }
         Ok(())
     }
@@ -315,7 +338,11 @@ impl World {
         }
         for shard in &mut self.shards {
             if shard.root.is_finished() {
-                return Err(format!("shard on {:?} ended by itself", shard.executor));
+                let Shard { executor, ended, .. } = shard;
+                return Err(format!(
+                    "the shard on {executor:?} ended by itself: {}",
+                    ended.borrow()
+                ));
             }
             shard.look(&mut self.models, self.link_silent)?;
         }
@@ -341,6 +368,8 @@ impl World {
                 Event::Fault { code, .. } => {
                     *self.tally.faulted.entry(code.name()).or_default() += 1
                 }
+                // The files are what the models are held against.
+                Event::Damaged { .. } | Event::Repaired { .. } => {}
                 Event::Truncated { key, from, to } => {
                     let settings = &self.settings;
                     let model = self.models.get_mut(&key).expect("it is known");
@@ -357,6 +386,7 @@ impl World {
                     model.flushed = model.flushed.min(from);
                     self.tally.truncations += 1;
                 }
+                _ => {}
             }
         }
         Ok(stale)
