@@ -54,6 +54,8 @@ pub(crate) struct Inner {
     pub damages: Vec<Corrupt>,
     /// The end is being cut back.
     pub truncating: bool,
+    /// Nothing else may touch the files: a damaged range is being written, or the log read anew.
+    pub mending: bool,
     /// Damaged, and known from doubtful checkpoints only.
     pub doubtful: bool,
     /// Damaged, and what lies above its flushed place may not be on the device.
@@ -70,7 +72,7 @@ pub(crate) struct Inner {
 
 impl Inner {
     pub fn takes_records(&self) -> bool {
-        matches!(self.state, LogState::Healthy) && !self.closing_down
+        matches!(self.state, LogState::Healthy) && !self.closing_down && !self.mending
     }
 
     /// Its files are what they are known to be.
@@ -356,7 +358,6 @@ impl Opened {
             saved: self.saved.into_iter().collect(),
             stray_snapshots: Vec::new(),
             generation,
-            truncating: false,
             damages: Vec::new(),
             doubtful: self.doubtful,
             suspect: self.suspect,
@@ -365,6 +366,8 @@ impl Opened {
             overdue: false,
             disk_full: false,
             closing_down: false,
+            mending: false,
+            truncating: false,
             reserved: 0,
         };
         inner.retire(ring::now());

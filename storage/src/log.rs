@@ -595,6 +595,11 @@ impl Log {
     }
 
     /// The flush is complete.
+    /// The largest batch taken.
+    pub fn batch_bytes_max(&self) -> usize {
+        self.inner.borrow().settings.batch_bytes_max as usize
+    }
+
     pub(crate) fn flushed(&self, covered: Covered) {
         {
             let mut inner = self.inner.borrow_mut();

@@ -444,7 +444,8 @@ impl Loading<'_> {
             epochs: self.epochs,
             producers: self.producers,
             last_batch: self.last_batch,
-            last_epoch: self.last_epoch,
+            // The flushed batch's, also when reading did not come so far.
+            last_epoch: entry.filter(|_| !sound).and_then(|e| e.last_epoch).or(self.last_epoch),
             log_start_offset,
             high_watermark: entry.map_or(0, |entry| entry.high_watermark),
             flushed,

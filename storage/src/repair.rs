@@ -120,6 +120,11 @@ impl Repair {
         &self.damage
     }
 
+    /// Whether a checksum of the range is known.
+    pub fn has_checksum(&self) -> bool {
+        self.expected_crc.is_some()
+    }
+
     /// Whether it is mended beside the live log. Else nothing may be appended while
     /// [`Repair::finish`] runs.
     pub fn keeps_log_open(&self) -> bool {
@@ -147,7 +152,8 @@ impl Repair {
     ) -> Result<usize, RepairError> {
         self.checker.set_bounds(Bounds {
             high_watermark: limits.high_watermark,
-            leader_epoch: limits.leader_epoch,
+            // What replaced our records has an epoch that our log has not seen.
+            leader_epoch: self.log.inner.borrow().flushed_epoch.unwrap_or(limits.leader_epoch),
             batch_bytes_max: BATCH_BYTES_MAX,
         });
         let (batches, bytes) = self.judge(records)?;
@@ -319,7 +325,9 @@ impl Repair {
 /// Offsets that go otherwise than ours are no trouble of the connection's.
 fn unfit(error: AppendError) -> RepairError {
     match error {
-        AppendError::OffsetBelowExpected { .. } => RepairError::Gone(error.to_string()),
+        AppendError::OffsetBelowExpected { .. } | AppendError::EpochBeyondLeader { .. } => {
+            RepairError::Gone(error.to_string())
+        }
         error => RepairError::Append(error),
     }
 }
@@ -346,12 +354,15 @@ impl Log {
             return Err(LogError::Busy.into());
         }
         self.flags.cutting.set(true);
-        self.inner.borrow_mut().closing_down = true;
+        self.inner.borrow_mut().mending = true;
         let result = async {
             if self.is_open() {
                 self.write_out().await?;
             }
             self.settle().await;
+            if !self.inner.borrow().is_readable() {
+                return Err(LogError::State(self.state()).into());
+            }
             // Workers stay away until the end.
             self.flags.working.set(true);
             let result = work().await;
@@ -359,7 +370,7 @@ impl Log {
             result
         }
         .await;
-        self.inner.borrow_mut().closing_down = false;
+        self.inner.borrow_mut().mending = false;
         self.flags.cutting.set(false);
         self.changed.notify();
         self.touch();
@@ -388,16 +399,15 @@ impl Log {
         {
             let mut inner = self.inner.borrow_mut();
             let damages = std::mem::take(&mut inner.damages);
+            let closing_down = inner.closing_down;
             *inner = opened.into_inner(generation);
-            inner.damages = damages;
-            inner.closing_down = true;
+            (inner.damages, inner.closing_down, inner.mending) = (damages, closing_down, true);
         }
         if let Some(this) = self.volume().log(self.id()) {
             self.volume().mark_dirty(&this);
         }
         if until.is_some() {
             // As at a start: the cut is durable before anything more counts as flushed.
-            self.volume().flush().await;
             self.volume().flush().await;
         }
         Ok(())

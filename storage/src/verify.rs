@@ -34,7 +34,7 @@ const BLOCK_BYTES: u64 = BLOCK as u64;
 /// How fast stored bytes are read again, and how many were.
 pub struct Verifier {
     /// 0: as fast as the device gives them.
-    bytes_per_second: u64,
+    bytes_per_second: Cell<u64>,
     next: Cell<Instant>,
     bytes: Cell<u64>,
 }
@@ -42,7 +42,13 @@ pub struct Verifier {
 impl Verifier {
     /// Reads so many bytes per second at most; 0: without limit.
     pub fn new(bytes_per_second: u64) -> Verifier {
+        let bytes_per_second = Cell::new(bytes_per_second);
         Verifier { bytes_per_second, next: Cell::default(), bytes: Cell::new(0) }
+    }
+
+    /// From now on so many bytes per second.
+    pub fn set_rate(&self, bytes_per_second: u64) {
+        self.bytes_per_second.set(bytes_per_second);
     }
 
     /// Bytes read so far.
@@ -65,10 +71,11 @@ impl Verifier {
 
     async fn spend(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes as u64);
-        if self.bytes_per_second == 0 {
+        let rate = self.bytes_per_second.get();
+        if rate == 0 {
             return ring::yield_now().await;
         }
-        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
         let next = self.next.get().max(ring::now()) + cost;
         self.next.set(next);
         ring::sleep_until(next).await;
@@ -404,7 +411,7 @@ impl Log {
             if inner.generation != generation || !there || !inner.is_readable() {
                 return 0;
             }
-            let known = |damage: &&Corrupt| !inner.damages.iter().any(|d| d.bytes == damage.bytes);
+            let known = |damage: &&Corrupt| !inner.damages.contains(damage);
             let new = found.iter().filter(known).count();
             inner.damages.retain(|damage| damage.segment != base);
             for damage in &found {
