@@ -1,0 +1,465 @@
+//! Damage to what is stored: looked for in the background, and mended with what the source has.
+//!
+//! One pass over all logs begins soon after the start, then one every so often. A damaged partition
+//! stays what it is, and its tail is replicated as before; the damaged offsets are named in its
+//! state. One task per link, on a connection of its own, fetches damaged ranges again, one partition
+//! after another. Nothing is fetched for a partition that control has paused, held or sealed: what
+//! was failed over is never overwritten with records of the source.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use net::backoff::Backoff;
+use net::codes::Meaning;
+use net::fetch::{
+    End, FetchLimits, FetchSession, Flow, PartitionHead, RecordSink, Take, TopicName, Wanted,
+};
+use net::{ConnectOptions, Connection, ErrorCode, NetError};
+use ring::{Class, ClosingSocket, Lease, Share, Slice, Task};
+use storage::limits::CHUNK_BYTES_MAX;
+use storage::log::{AppendLimits, Log, LogState};
+use storage::recovery::Corrupt;
+use storage::repair::{Repair, RepairError, plan};
+use storage::verify::Verifier;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::control::{Event, Mode, VerifySettings};
+use crate::fetcher::Kind;
+use crate::limits::{
+    CONNECT_LIMIT, EMPTY_REPAIR_ANSWERS_MAX, FETCH_WAIT_MS, PARTITION_BYTES_MAX, REQUEST_LIMIT,
+};
+use crate::link::Link;
+use crate::partition::{Leader, Partition};
+use crate::shard::Shard;
+
+/// What a partition knows of its own repair.
+#[derive(Default)]
+pub struct RepairNote {
+    backoff: Backoff,
+    /// Why the last try ended without success.
+    pub reason: Option<String>,
+    /// When it is tried again; none with a reason: when something has changed.
+    pub retry_at_ms: Option<i64>,
+}
+
+/// A link's repairs.
+#[derive(Default)]
+pub struct Repairs {
+    waiting: RefCell<BTreeMap<u64, Rc<Partition>>>,
+    running: RefCell<Option<Running>>,
+}
+
+struct Running {
+    shared: Rc<Shared>,
+    _task: Task<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    done: Cell<bool>,
+    socket: Cell<Option<ClosingSocket>>,
+    connected: Cell<bool>,
+}
+
+/// Why a partition was not repaired.
+enum Failure {
+    /// Nothing to be had from this source: kept and named.
+    Gone(String),
+    /// Later, perhaps.
+    Later(String),
+}
+
+impl From<NetError> for Failure {
+    fn from(error: NetError) -> Self {
+        Failure::Later(error.to_string())
+    }
+}
+
+impl From<RepairError> for Failure {
+    fn from(error: RepairError) -> Self {
+        match error {
+            RepairError::Gone(_) => Failure::Gone(error.to_string()),
+            error => Failure::Later(error.to_string()),
+        }
+    }
+}
+
+/// Reads all stored bytes again and again, partition by partition.
+pub async fn verify_all(shard: Rc<Shard>, settings: VerifySettings) {
+    let verifier = Rc::clone(&shard.verifier);
+    verifier.set_rate(settings.bytes_per_second);
+    ring::sleep(settings.first_after).await;
+    loop {
+        for partition in shard.partitions() {
+            let Some(log) = partition.log() else { continue };
+            let found = log.verify(&verifier).await;
+            shard.counters.damages_found.set(shard.counters.damages_found.get() + found as u64);
+            if let Some(link) = shard.link(&partition.key.link)
+                && log.is_damaged()
+            {
+                if found > 0 {
+                    tell_damages(&link, &partition, &log);
+                }
+                link.repairs.add(&partition);
+            }
+        }
+        shard.counters.verified_at_ms.set(Some(ring::wall_ms()));
+        ring::sleep(settings.every).await;
+    }
+}
+
+fn tell_damages(link: &Link, partition: &Partition, log: &Log) {
+    link.count_error("damage");
+    for Corrupt { offsets, reason, .. } in log.damages() {
+        let key = partition.key.clone();
+        link.tell(Event::Damaged { key, from: offsets.start, to: offsets.end, reason });
+    }
+}
+
+impl Repairs {
+    /// A partition with damage: it is repaired when its turn comes.
+    pub fn add(&self, partition: &Rc<Partition>) {
+        partition.repair.borrow_mut().retry_at_ms = Some(0);
+        self.waiting.borrow_mut().insert(partition.uid, Rc::clone(partition));
+    }
+
+    /// The partition is no longer one of the link's.
+    pub fn remove(&self, partition: &Partition) {
+        self.waiting.borrow_mut().remove(&partition.uid);
+    }
+
+    /// Open connections.
+    pub fn connections(&self) -> u32 {
+        self.running.borrow().as_ref().is_some_and(|running| running.shared.connected.get()) as u32
+    }
+
+    /// Stops, and hands over the socket that is closing.
+    pub fn stop(&self) -> Option<ClosingSocket> {
+        self.running.take().and_then(|running| running.shared.socket.take())
+    }
+
+    /// Begins with the first partition whose time has come, if none is being repaired.
+    pub fn run_due(&self, link: &Rc<Link>) {
+        if self.waiting.borrow().is_empty() {
+            return;
+        }
+        if self.running.borrow().as_ref().is_some_and(|running| !running.shared.done.get()) {
+            return;
+        }
+        let now_ms = ring::wall_ms();
+        let due = |partition: &&Rc<Partition>| {
+            let at_ms = partition.repair.borrow().retry_at_ms;
+            partition.mode() == Mode::Replicate && at_ms.is_some_and(|at_ms| at_ms <= now_ms)
+        };
+        let Some(partition) = self.waiting.borrow().values().find(due).cloned() else { return };
+        let shared = Rc::new(Shared::default());
+        let task =
+            ring::spawn(Share::Background, repair(Rc::clone(link), partition, Rc::clone(&shared)));
+        *self.running.borrow_mut() = Some(Running { shared, _task: task });
+    }
+}
+
+async fn repair(link: Rc<Link>, partition: Rc<Partition>, shared: Rc<Shared>) {
+    let repaired = repair_partition(&link, &partition, &shared).await;
+    shared.connected.set(false);
+    let mut note = partition.repair.borrow_mut();
+    match repaired {
+        Ok(()) => {
+            *note = RepairNote::default();
+            link.repairs.remove(&partition);
+        }
+        Err(Failure::Gone(reason)) => {
+            tracing::warn!(partition = %partition.key, reason, "damage is kept");
+            note.reason = Some(reason);
+            note.retry_at_ms = None;
+        }
+        Err(Failure::Later(reason)) => {
+            let pause = note.backoff.failed(ring::random());
+            note.reason = Some(reason);
+            note.retry_at_ms = Some(ring::wall_ms() + pause.as_millis() as i64);
+        }
+    }
+    shared.done.set(true);
+}
+
+/// Repairs all damage of a partition that can be. What the source no longer has does not keep the
+/// rest from it.
+async fn repair_partition(
+    link: &Rc<Link>,
+    partition: &Rc<Partition>,
+    shared: &Shared,
+) -> Result<(), Failure> {
+    let Some(log) = partition.log() else { return Ok(()) };
+    let verifier = link.verifier();
+    let mut connection = None;
+    let mut gone = None;
+    // A log that is opened again may tell of more.
+    for _ in 0..ROUNDS_MAX {
+        let damages = look(link, partition, &log, &verifier).await?;
+        if damages.is_empty() {
+            return Ok(());
+        }
+        let mut mended = 0;
+        for damage in damages {
+            if connection.is_none() {
+                let made = connect(link, partition).await?;
+                shared.socket.set(Some(made.watch_close()));
+                shared.connected.set(true);
+                connection = Some(made);
+            }
+            let connection = connection.as_mut().expect("just made");
+            match mend(link, partition, &log, damage, connection).await {
+                Ok(()) => mended += 1,
+                Err(Failure::Gone(reason)) => gone = Some(reason),
+                Err(later) => return Err(later),
+            }
+        }
+        if mended == 0 {
+            break;
+        }
+    }
+    Err(Failure::Gone(gone.unwrap_or_else(|| "it is damaged again and again".to_owned())))
+}
+
+/// Rounds of looking and mending within one try.
+const ROUNDS_MAX: usize = 64;
+
+/// What is damaged now. The log may be opened again here, which comes to its end whatever becomes of
+/// this task.
+async fn look(
+    link: &Rc<Link>,
+    partition: &Rc<Partition>,
+    log: &Rc<Log>,
+    verifier: &Rc<Verifier>,
+) -> Result<Vec<Corrupt>, Failure> {
+    let (link, partition) = (Rc::clone(link), Rc::clone(partition));
+    let (log, verifier) = (Rc::clone(log), Rc::clone(verifier));
+    let looking = to_its_end(async move {
+        let was_corrupt = matches!(log.state(), LogState::Corrupt(_));
+        let damages = plan(&log, &verifier).await;
+        if was_corrupt && log.is_open() {
+            partition.clear(ring::wall_ms());
+            link.place(&partition);
+        }
+        damages
+    });
+    Ok(looking.await?)
+}
+
+async fn connect(link: &Rc<Link>, partition: &Partition) -> Result<Connection, Failure> {
+    let Some(Leader { broker, .. }) = link.leader(partition) else {
+        return Err(Failure::Later("the source names no leader for it".to_owned()));
+    };
+    let (peer, addresses) = link.addresses(broker);
+    let mut last = format!("the address of {peer} is not known");
+    for address in addresses {
+        let options = ConnectOptions {
+            client_id: link.client_id().to_owned(),
+            connect_limit: CONNECT_LIMIT,
+            idle_limit: REQUEST_LIMIT,
+            ..ConnectOptions::default()
+        };
+        match Connection::connect(address, options).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(Failure::Later(last))
+}
+
+/// Fetches one range again and has it written.
+async fn mend(
+    link: &Rc<Link>,
+    partition: &Rc<Partition>,
+    log: &Rc<Log>,
+    damage: Corrupt,
+    connection: &mut Connection,
+) -> Result<(), Failure> {
+    let mut repair = Repair::begin(log, damage).await?;
+    if partition.topic_id.is_none() && !repair.has_checksum() {
+        // A topic made anew may have records of the same lengths at the same offsets.
+        let reason = "the source has no topic ids, and no checksum is left to hold its records \
+                      against";
+        return Err(Failure::Gone(reason.to_owned()));
+    }
+    gather(link, partition, log, &mut repair, connection).await?;
+    // From here on it comes to its end, whatever becomes of the connection.
+    let (link, partition) = (Rc::clone(link), Rc::clone(partition));
+    let log = Rc::clone(log);
+    to_its_end(finish(link, partition, log, repair)).await
+}
+
+/// What runs on when whoever waits for it is gone.
+async fn to_its_end<T: 'static>(work: impl Future<Output = T> + 'static) -> T {
+    let (done, result) = oneshot::channel();
+    ring::spawn(Share::Background, async move {
+        let _ = done.send(work.await);
+    })
+    .detach();
+    result.await.expect("a detached task ends by itself")
+}
+
+async fn finish(
+    link: Rc<Link>,
+    partition: Rc<Partition>,
+    log: Rc<Log>,
+    repair: Repair,
+) -> Result<(), Failure> {
+    if partition.mode() != Mode::Replicate {
+        return Err(Failure::Later("it is not replicated now".to_owned()));
+    }
+    let offsets = repair.damage().offsets.clone();
+    let alone = !repair.keeps_log_open();
+    if alone {
+        partition.cutting.set(true);
+        link.place(&partition);
+    }
+    let verifier = link.verifier();
+    let finished = repair.finish(&verifier).await;
+    if alone {
+        partition.cutting.set(false);
+        if log.is_open() {
+            partition.clear(ring::wall_ms());
+        }
+        link.place(&partition);
+    }
+    finished?;
+    link.count_repair();
+    let key = partition.key.clone();
+    link.tell(Event::Repaired { key, from: offsets.start, to: offsets.end });
+    Ok(())
+}
+
+/// Asks the leader for the offsets of the range until all of it is here.
+async fn gather(
+    link: &Rc<Link>,
+    partition: &Partition,
+    log: &Log,
+    repair: &mut Repair,
+    connection: &mut Connection,
+) -> Result<(), Failure> {
+    let mut session = FetchSession::new();
+    let id = partition.topic_id.unwrap_or(Uuid::nil());
+    session.add(KEY, TopicName { name: &partition.key.topic, id }, partition.key.partition);
+    let leader_epoch = link.leader(partition).map_or(-1, |leader| leader.epoch);
+    let _sharer = link.share_memory();
+    let (mut bytes, mut empty) = (PARTITION_BYTES_MAX as usize, 0);
+    while let Some(offset) = repair.next_offset() {
+        link.wait_for_rate(KIND).await;
+        let reserved = link.reserve(bytes).await;
+        let max_bytes = i32::try_from(reserved.bytes()).unwrap_or(i32::MAX);
+        let last_fetched_epoch = -1;
+        session.want(
+            KEY,
+            Wanted { fetch_offset: offset, last_fetched_epoch, leader_epoch, max_bytes },
+        );
+        let limits = FetchLimits { max_wait_ms: FETCH_WAIT_MS, min_bytes: 1, max_bytes };
+        let mut gathering = Gathering::default();
+        let answer = connection.fetch(&mut session, &limits, &mut gathering).await?;
+        link.count_fetch(answer.records_bytes, KIND);
+        gathering.judge(offset)?;
+        let whole = gathering.pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let high_watermark = gathering.high_watermark;
+        let limits = AppendLimits { high_watermark, leader_epoch };
+        let batches = repair.take(&gathering.pieces, limits).await?;
+        drop(gathering);
+        drop(reserved);
+        if batches > 0 || repair.next_offset() != Some(offset) {
+            empty = 0;
+        } else if whole > 0 && bytes < log.batch_bytes_max() {
+            bytes *= 2; // the batch is larger than was asked for
+        } else {
+            empty += 1;
+            if empty >= EMPTY_REPAIR_ANSWERS_MAX {
+                let reason = format!("the source no longer has it: no records at {offset}");
+                return Err(Failure::Gone(reason));
+            }
+        }
+        ring::sleep(answer.throttle.min(REQUEST_LIMIT)).await;
+    }
+    Ok(())
+}
+
+const KEY: u32 = 0;
+/// Not in the way of what is new.
+const KIND: Kind = Kind::Backfill(0);
+
+/// Takes the records of one answer into memory.
+#[derive(Default)]
+struct Gathering {
+    code: Option<ErrorCode>,
+    high_watermark: i64,
+    log_start_offset: i64,
+    pieces: Vec<Slice>,
+    spare: Option<Lease>,
+}
+
+impl Gathering {
+    /// What the answer says beside records.
+    fn judge(&self, offset: i64) -> Result<(), Failure> {
+        let Some(code) = self.code else { return Ok(()) };
+        if code == ErrorCode::NONE {
+            return Ok(());
+        }
+        match code.meaning() {
+            Meaning::OffsetOutOfRange => Err(Failure::Gone(format!(
+                "the source no longer has it: offset {offset} is out of its range"
+            ))),
+            _ => Err(Failure::Later(format!("the source answered {code}"))),
+        }
+    }
+
+    fn keep(&mut self, lease: Lease, bytes: usize) {
+        let (piece, rest) = lease.freeze(bytes);
+        if !self.pieces.last_mut().is_some_and(|last| last.try_join(&piece)) {
+            self.pieces.push(piece);
+        }
+        self.spare = (!rest.is_empty()).then_some(rest);
+    }
+}
+
+impl RecordSink for Gathering {
+    fn partition(&mut self, _key: u32, head: &PartitionHead) -> Take {
+        self.code = Some(head.error_code);
+        self.high_watermark = head.high_watermark;
+        self.log_start_offset = head.log_start_offset;
+        match head.error_code == ErrorCode::NONE && head.records_bytes > 0 {
+            true => Take::Records,
+            false => Take::Skip,
+        }
+    }
+
+    fn lend(&mut self, remaining: usize) -> Option<Lease> {
+        let lease = match self.spare.take() {
+            Some(spare) => spare,
+            None => ring::try_lease(remaining.min(CHUNK_BYTES_MAX), Class::Records)?,
+        };
+        let (lease, rest) = {
+            let wanted = lease.len().min(remaining);
+            lease.split(wanted)
+        };
+        drop(rest);
+        Some(lease)
+    }
+
+    fn filled(&mut self, lease: Lease, bytes: usize) -> Flow {
+        self.keep(lease, bytes);
+        Flow::Continue
+    }
+
+    fn copy_in(&mut self, bytes: &[u8]) -> (usize, Flow) {
+        let Some(mut lease) = self.lend(bytes.len()) else { return (0, Flow::Continue) };
+        let count = lease.len().min(bytes.len());
+        lease[..count].copy_from_slice(&bytes[..count]);
+        self.keep(lease, count);
+        (count, Flow::Continue)
+    }
+
+    async fn memory(&mut self, bytes: usize) {
+        drop(ring::lease(bytes.min(ring::BLOCK), Class::Records).await);
+    }
+
+    fn end(&mut self, _end: End) {}
+}
