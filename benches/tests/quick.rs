@@ -5,7 +5,9 @@ use std::process::{Command, Output};
 
 /// The benches that need the product's binary and are run here. The others differ from these in
 /// load only.
-const WITH_PRODUCT: [&str; 4] = ["replicate", "failover", "recovery", "roundtrip"];
+const WITH_PRODUCT: [&str; 5] = ["replicate", "failover", "recovery", "roundtrip", "lag"];
+/// The one that needs a real Kafka. It runs here only where nothing would have to be fetched.
+const WITH_KAFKA: &str = "kafka";
 
 fn benches(words: &[&str]) -> Output {
     let folder = env!("CARGO_TARGET_TMPDIR");
@@ -42,7 +44,7 @@ fn product() -> PathBuf {
 #[test]
 fn what_is_listed_is_there_and_nothing_else() {
     let listed = succeeds(&["list"]);
-    for name in WITH_PRODUCT.iter().chain(&["ceiling"]) {
+    for name in WITH_PRODUCT.iter().chain(&["ceiling", WITH_KAFKA]) {
         assert!(listed.lines().any(|line| line.starts_with(name)), "{name} is not listed");
     }
     let refused = benches(&["no-such-bench"]);
@@ -56,6 +58,9 @@ fn quick_benches_measure_write_and_compare() {
     let (json, svg) = (folder.join("ceiling.json"), folder.join("ceiling.svg"));
     let (json, svg) = (json.to_str().expect("a path"), svg.to_str().expect("a path"));
     let table = succeeds(&["ceiling", "--quick", "--json", json, "--svg", svg]);
+    for files in ["growing", "fresh", "overwritten"] {
+        assert!(table.contains(&format!("GiB/s: the best pipe onto {files} files")), "{table}");
+    }
     assert!(table.contains("pipe 1024 KiB × 8") && table.contains("GiB/s"), "{table}");
     let plot = std::fs::read_to_string(svg).expect("a plot");
     assert!(plot.starts_with("<svg") && plot.contains("stroke-dasharray"), "no ceiling is drawn");
@@ -74,5 +79,11 @@ fn quick_benches_measure_write_and_compare() {
     for name in WITH_PRODUCT {
         let table = succeeds(&[name, "--quick", "--understudy", product]);
         assert!(table.starts_with(name), "{table}");
+    }
+    if tests::install::is_installed() {
+        let table = succeeds(&[WITH_KAFKA, "--quick", "--understudy", product]);
+        for row in ["understudy", "kafka follower", "mirror maker 2", "consumer"] {
+            assert!(table.lines().any(|line| line.starts_with(row)), "no {row}: {table}");
+        }
     }
 }
