@@ -115,6 +115,25 @@ fn a_file_shorter_than_flushed_or_missing_is_damage() {
 }
 
 #[test]
+fn damage_takes_back_what_was_to_be_cut_before_it() {
+    // A file longer than its seal, and a segment whose seal is missing: both would be put right.
+    let segments = vec![
+        segment(0, 1500, Some(seal(0, 1000, 10, 10))),
+        segment(10, 2000, None),
+        segment(20, 8192, None),
+    ];
+    let good = [(10, 1800, 20), (20, 2000, 23)];
+    let mut entry = entry(20, 4000, 24);
+    entry.replay.place = Place { segment: 20, bytes: 0, offset: 20 };
+    let sound = [(10, 1800, 20), (20, 8192, 30)];
+    let (verdict, _) = recover(found(segments.clone(), Some(entry)), &sound, Stopped::Zeros);
+    assert_eq!((verdict.cut, verdict.reseal), (vec![(0, 1000), (10, 1800)], vec![(10, 20)]));
+    let (verdict, _) = recover(found(segments, Some(entry)), &good, Stopped::Zeros);
+    assert_eq!(verdict.corrupt.unwrap().bytes, 2000..4000);
+    assert_eq!((verdict.cut, verdict.reseal), (Vec::new(), Vec::new()), "nothing is changed");
+}
+
+#[test]
 fn unreadable_bytes_are_never_cut() {
     let segments = vec![segment(0, 8192, None)];
     let (verdict, _) = recover(

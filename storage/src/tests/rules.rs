@@ -22,7 +22,7 @@ fn slow() -> Faults {
 }
 
 /// Appends for ever and notes every flushed end the moment it is told.
-async fn grow(told: Rc<Cell<i64>>) {
+pub async fn grow(told: Rc<Cell<i64>>) {
     let store = simulated_store().await;
     let (log, _) = open(&store, settings()).await;
     let watched = Rc::clone(&log);
@@ -165,6 +165,7 @@ async fn write_in_any_order(steps: Vec<Step>) {
                 let (old, padding) = bytes.split_at(known - range.start as usize);
                 assert_eq!(old, &sent[range.start as usize..known]);
                 assert!(padding.iter().all(|byte| *byte == 0), "behind the tail are zeros");
+                assert!(padding.is_empty() || flying.is_empty(), "a partial block goes alone");
                 flying.push((write, range, bytes));
             }
             Step::Complete(index) if !flying.is_empty() => {
@@ -222,6 +223,94 @@ fn what_another_partition_left_in_a_file_never_comes_back() {
         assert_eq!(recovered.positions.received.0.offset, 220);
         crashed.close().await;
         assert_eq!(read_log(copy.path()), testing::run(0..220, 1000));
+    });
+}
+
+/// What is cut off at a recovery is gone for good before anything is appended: a power loss right
+/// after does not bring it back behind the new records.
+#[test]
+fn what_was_cut_is_gone_before_anything_is_appended() {
+    let path = id(0).folder(Path::new("/data")).join(Kind::Log.name(0));
+    let mut cut = 0;
+    for_seeds(1, 60, |seed| {
+        let mut sim = Simulation::new(seed, Faults::none());
+        let run_until_done =
+            |sim: &mut Simulation, batches: std::ops::Range<i64>, flushed: bool| {
+                let executor = sim.executor(Config::small());
+                let done = Rc::new(Cell::new(false));
+                let told = Rc::clone(&done);
+                let task = async move {
+                    let store = simulated_store().await;
+                    let wide = LogSettings { segment_bytes: 1 << 20, ..settings() };
+                    let (log, _) = open(&store, wide).await;
+                    respond(&log, &batches.flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+                    match flushed {
+                        true => drop(log.flush().await.unwrap()),
+                        false => log.write_out().await.unwrap(),
+                    }
+                    told.set(true);
+                    std::future::pending::<()>().await;
+                };
+                sim.spawn_on(executor, Share::Replicate, task).detach();
+                sim.run_until(|_| done.get());
+                executor
+            };
+        let first = run_until_done(&mut sim, 0..8, true);
+        sim.kill(first);
+        let second = run_until_done(&mut sim, 8..30, false);
+        sim.kill(second);
+        // Torn, as by a power loss; whole batches lie behind it, and all of it reached the device.
+        let at = (0..8).map(|base| batch(base).len() as u64).sum::<u64>() + 30;
+        let flushing = sim.executor(Config::small());
+        sim.run_on(flushing, async { ring::fs::sync_filesystem("/data").await.unwrap() });
+        sim.disk(Machine::FIRST, |disk| disk.flip_bit(&path, at, 3));
+        let third = run_until_done(&mut sim, 8..9, false);
+        sim.crash(third);
+        let last = sim.executor(Config::small());
+        let end = sim.run_on(last, async move {
+            let store = simulated_store().await;
+            let wide = LogSettings { segment_bytes: 1 << 20, ..settings() };
+            let (log, recovered) = open(&store, wide).await;
+            assert_eq!(recovered.corrupt, None);
+            let end = log.positions().received.0.offset;
+            store.close().await;
+            end
+        });
+        assert!(end <= 9, "the log was cut at 8 and appended to up to 9, but ends at {end}");
+        cut += i64::from(end == 9);
+    });
+    assert!(cut > 0, "no new record ever survived");
+}
+
+/// The source's high watermark as last told survives a power loss: readers may have seen what lies
+/// below it.
+#[test]
+fn the_high_watermark_survives_a_power_loss() {
+    let mut sim = Simulation::new(5, slow());
+    let flushed = Rc::new(Cell::new(false));
+    let executor = sim.executor(Config::small());
+    let done = Rc::clone(&flushed);
+    let task = async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        log.begin(AppendLimits { high_watermark: 50, leader_epoch: -1 });
+        let bytes: Vec<u8> = (0..8).flat_map(batch).collect();
+        assert_eq!(log.copy_in(&bytes), Ok(bytes.len()));
+        log.end().unwrap();
+        log.flush().await.unwrap();
+        done.set(true);
+        std::future::pending::<()>().await;
+    };
+    sim.spawn_on(executor, Share::Replicate, task).detach();
+    sim.run_until(|_| flushed.get());
+    sim.crash(executor);
+    let last = sim.executor(Config::small());
+    sim.run_on(last, async move {
+        let store = simulated_store().await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.positions.received.0.offset, 8);
+        assert_eq!(log.positions().high_watermark, 50);
+        store.close().await;
     });
 }
 
