@@ -98,3 +98,43 @@ impl Store {
         answer.await.map_err(|_| gone())?.map_err(StoreError)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc as gates;
+    use std::time::Duration;
+
+    /// A device whose flush takes as long as a test likes.
+    struct Slow(gates::Receiver<()>);
+
+    impl Backend for Slow {
+        fn load(&mut self) -> Result<Pairs, String> {
+            Ok(Vec::new())
+        }
+
+        fn commit(&mut self, _: &[Change]) -> Result<(), String> {
+            // Who waits here on the control thread can never be let through by it.
+            let opened = self.0.recv_timeout(Duration::from_secs(5));
+            opened.map_err(|_| "nobody else had a turn".to_owned())
+        }
+    }
+
+    #[test]
+    fn a_commit_that_takes_its_time_does_not_hold_up_the_control_thread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let (open, gate) = gates::channel();
+        let (store, thread) = Store::start(Slow(gate)).expect("a thread");
+        let change = Change { key: "topic".to_owned(), value: None };
+        let both = async {
+            // Asked first, and polled first.
+            tokio::join!(biased; store.commit(vec![change]), async move {
+                open.send(()).expect("the commit waits");
+            })
+        };
+        let (committed, ()) = runtime.expect("a runtime").block_on(both);
+        assert_eq!(committed, Ok(()));
+        drop(store);
+        thread.join().expect("it ends with its last handle");
+    }
+}

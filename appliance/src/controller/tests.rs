@@ -237,6 +237,7 @@ fn failover_interrupted_at_every_commit_can_be_run_again() {
                 _ => TopicState::FailedOver,
             };
             assert_eq!(house.state("orders"), Some(expected), "{survived} commits survived");
+            assert_eq!(house.state("users"), Some(expected), "all topics together, or none");
             assert_eq!(outcome.ending == Ending::Done, survived == 2, "{outcome:?}");
             let again = house.verb(Verb::Failover, None).await;
             assert!(matches!(again.ending, Ending::Done | Ending::Unchanged), "{again:?}");
