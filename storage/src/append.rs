@@ -208,6 +208,7 @@ impl Inner {
     fn roll(&mut self, batch: &Batch, id: &LogId, memory: &Memory) -> Result<(), AppendError> {
         let total = self.active.chain.unchecked_bytes();
         let mut chain = Chain::new(0);
+        chain.expect(total + self.active.chain.coming());
         for piece in self.active.chain.pieces(total) {
             let mut rest = piece;
             while !rest.is_empty() {

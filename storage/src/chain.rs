@@ -34,6 +34,8 @@ pub struct Chain {
     lent: Option<(usize, usize)>,
     /// The size of the chunks the unchecked and free bytes lie in.
     chunk_bytes: usize,
+    /// Bytes announced and not yet filled.
+    coming: usize,
 }
 
 /// Whole blocks, taken out of the chain to be written.
@@ -60,6 +62,7 @@ impl Chain {
             free_bytes: 0,
             lent: None,
             chunk_bytes: 0,
+            coming: 0,
         }
     }
 
@@ -91,6 +94,17 @@ impl Chain {
         self.unchecked_bytes
     }
 
+    /// So many bytes are to come, in however many pieces: a new chunk has room for all of them, so
+    /// that they are received and written as one.
+    pub fn expect(&mut self, bytes: usize) {
+        self.coming = bytes;
+    }
+
+    /// Bytes announced and not yet filled.
+    pub fn coming(&self) -> usize {
+        self.coming
+    }
+
     /// Memory to receive up to `want` bytes into, in one piece, perhaps fewer. `allocate` is asked
     /// for a chunk when what is left is too little, and may answer with a smaller one.
     pub fn lend(
@@ -103,10 +117,11 @@ impl Chain {
             // The last one never came back: its connection broke, an operation may still own it.
             self.forget_lent();
         }
-        if self.free_bytes < want.min(CHUNK_BYTES_MAX / 2)
+        let room = want.max(self.coming);
+        if self.free_bytes < room.min(CHUNK_BYTES_MAX / 2)
             && (self.free_bytes == 0 || self.unchecked.is_empty())
         {
-            self.extend(want, allocate);
+            self.extend(room, allocate);
         }
         let lease = self.free.pop_front()?;
         self.free_bytes -= lease.len();
@@ -134,6 +149,7 @@ impl Chain {
             return Ok(());
         }
         self.unchecked_bytes += filled.len();
+        self.coming = self.coming.saturating_sub(filled.len());
         push_joined(&mut self.unchecked, filled);
         Ok(())
     }
@@ -275,8 +291,7 @@ impl Chain {
         let phase = phase_of(self.checked_end);
         let moves_tail = self.unchecked.is_empty() && phase > 0;
         let wanted = if moves_tail { want + phase } else { want };
-        let bytes = wanted.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).next_power_of_two();
-        let Some(chunk) = allocate(bytes) else { return };
+        let Some(chunk) = allocate(chunk_bytes(wanted)) else { return };
         if moves_tail {
             if chunk.len() - phase > self.free_bytes {
                 self.move_tail(chunk);
@@ -336,6 +351,12 @@ impl Chain {
             self.free.push_front(lease);
         }
     }
+}
+
+/// The size of a chunk for so many bytes. The largest is taken only if most of it will be used.
+fn chunk_bytes(wanted: usize) -> usize {
+    let bytes = wanted.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).next_power_of_two();
+    if bytes == CHUNK_BYTES_MAX && wanted <= bytes / 4 * 3 { bytes / 2 } else { bytes }
 }
 
 fn phase_of(position: u64) -> usize {

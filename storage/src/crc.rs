@@ -64,17 +64,22 @@ fn truncate(checksum: u64) -> u32 {
 const POLYNOMIAL: u32 = 0x82F6_3B78;
 const ONE: u32 = 1 << 31;
 
-/// `x^(8 * 2^k)` for every bit k of a byte count.
-const BYTE_POWERS: [u32; 64] = byte_powers();
+/// `x^(8 * d * 256^k)` for every value d of every byte k of a byte count: a power is a product of
+/// as many factors as the count has bytes that are not zero.
+static BYTE_POWERS: [[u32; 256]; 8] = byte_powers();
 
-const fn byte_powers() -> [u32; 64] {
-    let mut table = [0; 64];
+const fn byte_powers() -> [[u32; 256]; 8] {
+    let mut table = [[ONE; 256]; 8];
     // x^8: eight places below x^0.
-    let mut power = ONE >> 8;
+    let mut step = ONE >> 8;
     let mut k = 0;
-    while k < 64 {
-        table[k] = power;
-        power = multiply(power, power);
+    while k < 8 {
+        let mut digit = 1;
+        while digit < 256 {
+            table[k][digit] = multiply(table[k][digit - 1], step);
+            digit += 1;
+        }
+        step = multiply(table[k][255], step);
         k += 1;
     }
     table
@@ -95,10 +100,11 @@ const fn multiply(a: u32, mut b: u32) -> u32 {
 
 fn power_of_x(bytes: u64) -> u32 {
     let mut power = ONE;
-    let mut left = bytes;
-    while left != 0 {
-        power = multiply(BYTE_POWERS[left.trailing_zeros() as usize], power);
-        left &= left - 1;
+    for (digit, powers) in bytes.to_le_bytes().into_iter().zip(&BYTE_POWERS) {
+        if digit != 0 {
+            let factor = powers[usize::from(digit)];
+            power = if power == ONE { factor } else { multiply(factor, power) };
+        }
     }
     power
 }
@@ -129,6 +135,16 @@ mod tests {
             let (head, rest) = bytes.split_at(at);
             let joined = combine(crc32c(head), crc32c(rest), rest.len() as u64);
             prop_assert_eq!(joined, whole);
+        }
+    }
+
+    #[test]
+    fn powers_of_every_length_follow_from_one_another() {
+        for bit in 0..56 {
+            let bytes = 1u64 << bit;
+            let (before, after) = (power_of_x(bytes - 1), power_of_x(bytes));
+            assert_eq!(multiply(before, power_of_x(1)), after, "{bytes}");
+            assert_eq!(multiply(after, after), power_of_x(2 * bytes), "{bytes}");
         }
     }
 

@@ -27,8 +27,9 @@ pub const WRITES_PER_LOG_MAX: usize = 8;
 
 /// The smallest append buffer.
 pub const CHUNK_BYTES_MIN: usize = 4096;
-/// The largest append buffer. Four of these stay within a core's second-level cache.
-pub const CHUNK_BYTES_MAX: usize = 512 << 10;
+/// The largest append buffer: as much as one fetch brings of one partition, so that it is one
+/// receive and one write.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
 /// The first step of prepared space: what an idle partition takes on disk.
 pub const SPACE_BYTES_MIN: u64 = 16 << 10;

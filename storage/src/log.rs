@@ -281,6 +281,12 @@ impl Log {
         inner.high_watermark = inner.high_watermark.max(limits.high_watermark);
     }
 
+    /// The response has so many bytes of records, as its head says: memory lent for the first of
+    /// them has room for the rest, up to a bound.
+    pub fn expect(&self, bytes: usize) {
+        self.inner.borrow_mut().active.chain.expect(bytes);
+    }
+
     /// Memory for up to `want` bytes to come, in one piece; ask again for more. None: no memory
     /// now, or the log takes nothing.
     pub fn lend(&self, want: usize) -> Option<Lease> {
@@ -334,6 +340,7 @@ impl Log {
             let mut inner = self.inner.borrow_mut();
             inner.rewind();
             inner.expecting = false;
+            inner.active.chain.expect(0);
             self.memory.release(std::mem::take(&mut inner.reserved));
             self.memory.return_reserve(&self.id);
             inner.takes_records()
@@ -555,6 +562,11 @@ impl Log {
         if self.inner.borrow().segments().all(|segment| segment.in_flight() == 0) {
             self.set_disk_full(false);
         }
+    }
+
+    /// The largest batch taken.
+    pub fn batch_bytes_max(&self) -> usize {
+        self.inner.borrow().settings.batch_bytes_max as usize
     }
 
     /// Settings that may change while it is open.
