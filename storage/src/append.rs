@@ -94,6 +94,11 @@ impl Inner {
 
     /// Written counts in order of segments: one that is not sealed holds those after it back.
     pub fn written(&self) -> Place {
+    /// The base of the first segment that is not sealed.
+    pub fn first_unsealed(&self) -> i64 {
+        self.closing.front().unwrap_or(&self.active).base
+    }
+
         self.closing.front().unwrap_or(&self.active).written
     }
 

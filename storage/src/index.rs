@@ -17,6 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::batch::Batch;
 use crate::limits::{INDEX_BYTES_MAX, INDEX_ENTRIES_PENDING, INDEX_INTERVAL_BYTES};
+use crate::position::Place;
 
 /// An entry of `.index`.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
@@ -226,6 +227,30 @@ impl Indexes {
 /// Whether `offset` can be indexed in the segment at `base`: Kafka reads it as a positive i32.
 pub fn fits(base: i64, offset: i64) -> bool {
     (0..=i64::from(i32::MAX)).contains(&(offset - base))
+}
+
+/// Whether the entries of an `.index` and a `.timeindex` go up and lie before `end`.
+pub fn go_up(offsets: &[u8], times: &[u8], base: i64, end: &Place) -> bool {
+    let offset = |relative: u32| base + i64::from(relative);
+    let (mut before, mut last) = (0, None);
+    for entry in read_offsets(offsets) {
+        let (position, relative) = (u64::from(entry.position.get()), entry.relative_offset.get());
+        let up = position > before && last.is_none_or(|last| relative > last);
+        if !up || position >= end.bytes || offset(relative) >= end.offset {
+            return false;
+        }
+        (before, last) = (position, Some(relative));
+    }
+    let (mut timestamp, mut last) = (i64::MIN, None);
+    for entry in read_times(times) {
+        let (at, relative) = (entry.timestamp.get(), entry.relative_offset.get());
+        let up = at > timestamp && last.is_none_or(|last| relative > last);
+        if !up || offset(relative) >= end.offset {
+            return false;
+        }
+        (timestamp, last) = (at, Some(relative));
+    }
+    true
 }
 
 /// The entries of an `.index` file; a trailing partial entry is left out.

@@ -7,23 +7,23 @@ use std::rc::Rc;
 
 use ring::{BLOCK, Class, File};
 
-use crate::append::Opened;
-use crate::batch::Batch;
-use crate::chain::Chain;
-use crate::checkpoint::{Entry, Replay};
-use crate::epochs::Epochs;
-use crate::index::{self, IndexState, Indexes};
-use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
-use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE, PREPARED_FILE};
-use crate::position::{Place, Positions};
-use crate::producers::Producers;
-use crate::recovery::{Corrupt, Found, FoundSegment, Recovery, Scan, Scanned, Step, Verdict};
-use crate::scan::{FoundBatch, scan};
-use crate::seal::{Ends, Seal, SealBuilder};
-use crate::segment::Segment;
-use crate::store::Memory;
-use crate::volume::Volume;
-use crate::work::{APPEND, append_file, at, cut_file, read_small, remove};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::append::Opened;
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::batch::Batch;
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::chain::Chain;
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::checkpoint::{Entry, Replay};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::epochs::Epochs;
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::index::{self, IndexState, Indexes};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::log::{LastBatch, Log, LogError, LogSettings, LogState};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE, PREPARED_FILE};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::position::{Place, Positions};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::producers::Producers;
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::recovery::{Corrupt, Found, FoundSegment, Recovery, Scan, Scanned, Step, Verdict};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::scan::{FoundBatch, scan};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::seal::{Ends, Seal, SealBuilder};
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::segment::Segment;
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::store::Memory;
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::volume::Volume;
+{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::use crate
 
 /// What opening a log found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -252,14 +252,30 @@ async fn find(
     let mut replay_usable = false;
     if let Some(Entry { replay, .. }) = entry {
         let base = replay.place.segment;
-        let have = [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].map(|kind| length(kind, base));
+        let have = INDEXES.map(|kind| length(kind, base));
         let want = replay.index.file_bytes();
         let snapshot =
             !replay.snapshot || read_snapshot(files, replay.place.offset).await?.is_some();
-        replay_usable = snapshot && have.iter().zip(want).all(|(have, want)| *have >= want);
+        replay_usable = snapshot
+            && have.iter().zip(want).all(|(have, want)| *have >= want)
+            && indexes_go_up(files, &replay).await?;
     }
     Ok(Found { segments, entry, lost, replay_usable, start_offset })
 }
+/// Whether the indexes that appending goes on with can be right: entries go up and stay within what
+/// is there. Those of sealed segments have a checksum and are verified later.
+async fn indexes_go_up(files: &Files, replay: &Replay) -> Result<bool, LogError> {
+    let base = replay.place.segment;
+    let [offsets, times, _] = replay.index.file_bytes();
+    let read = async |kind, bytes: u64| {
+        let mut file = read_small(&files.path(kind, base)).await?.unwrap_or_default();
+        file.truncate(bytes as usize);
+        Ok::<_, LogError>(file)
+    };
+    let (offsets, times) = (read(Kind::Index, offsets).await?, read(Kind::TimeIndex, times).await?);
+    Ok(index::go_up(&offsets, &times, base, &replay.place))
+}
+
 
 impl Loading<'_> {
     /// Scans a segment and rebuilds what is kept beside it.
@@ -364,7 +380,8 @@ impl Loading<'_> {
         }
         for &(base, next_base) in &verdict.reseal {
             let Some((builder, place, index_bytes)) = self.reseals.remove(&base) else { continue };
-            let ends = Ends { base, next_offset: place.offset, next_base, index_bytes };
+            let index_crc = index_crc(|kind| self.files.path(kind, base)).await?;
+            let ends = Ends { base, next_offset: place.offset, next_base, index_bytes, index_crc };
             let seal = builder.finish(Vec::new(), ends);
             let path = self.files.path(Kind::Seal, base);
             at(&self.files.seals, ring::fs::create_dir_all(&self.files.seals).await)?;

@@ -48,6 +48,8 @@ pub struct Seal {
     pub next_base: i64,
     /// Lengths of `.index`, `.timeindex` and `.txnindex`.
     pub index_bytes: [u32; 3],
+    /// CRC-32C of these three, one behind another.
+    pub index_crc: u32,
     /// CRC-32C of the whole file.
     pub crc: u32,
     /// In order.
@@ -66,7 +68,8 @@ struct Head {
     next_base: i64,
     index_bytes: [u32; 3],
     file_crc: u32,
-    padding: u64,
+    index_crc: u32,
+    padding: u32,
 }
 
 const MAGIC: [u8; 8] = *b"USSEAL01";
@@ -88,6 +91,7 @@ impl Seal {
             next_base: self.next_base,
             index_bytes: self.index_bytes,
             file_crc: self.crc,
+            index_crc: self.index_crc,
             padding: 0,
         };
         let mut bytes = bytemuck::bytes_of(&head).to_vec();
@@ -115,6 +119,7 @@ impl Seal {
             next_offset: head.next_offset,
             next_base: head.next_base,
             index_bytes: head.index_bytes,
+            index_crc: head.index_crc,
             crc: head.file_crc,
             strides: bytes[HEAD_BYTES..]
                 .chunks_exact(16)
@@ -135,6 +140,8 @@ pub struct Ends {
     pub next_base: i64,
     /// See [`Seal::index_bytes`].
     pub index_bytes: [u32; 3],
+    /// See [`Seal::index_crc`].
+    pub index_crc: u32,
 }
 
 /// Gathers a segment's checksums as batches are appended.
@@ -214,8 +221,8 @@ impl SealBuilder {
             crc = crc::combine(crc, stride.crc, u64::from(stride.end) - bytes);
             bytes = u64::from(stride.end);
         }
-        let Ends { base, next_offset, next_base, index_bytes } = ends;
-        Seal { base, bytes, next_offset, next_base, index_bytes, crc, strides }
+        let Ends { base, next_offset, next_base, index_bytes, index_crc } = ends;
+        Seal { base, bytes, next_offset, next_base, index_bytes, index_crc, crc, strides }
     }
 
     fn fold_run(&mut self) {
@@ -265,7 +272,8 @@ mod tests {
                 file.extend(batch);
             }
             let next_offset = sizes.len() as i64;
-            let ends = Ends { base: 0, next_offset, next_base: 99, index_bytes: [8, 12, 0] };
+            let index_bytes = [8, 12, 0];
+            let ends = Ends { base: 0, next_offset, next_base: 99, index_bytes, index_crc: 77 };
             let seal = builder.finish(Vec::new(), ends);
             prop_assert_eq!(seal.bytes, file.len() as u64);
             prop_assert_eq!(seal.crc, crc::crc32c(&file));
@@ -290,7 +298,8 @@ mod tests {
 
     #[test]
     fn an_empty_seal() {
-        let ends = Ends { base: 5, next_offset: 5, next_base: 5, index_bytes: [0; 3] };
+        let index_bytes = [0; 3];
+        let ends = Ends { base: 5, next_offset: 5, next_base: 5, index_bytes, index_crc: 0 };
         let seal = SealBuilder::starting_at(0).finish(Vec::new(), ends);
         assert_eq!((seal.bytes, seal.crc, seal.strides.len()), (0, 0, 0));
     }

@@ -109,7 +109,7 @@ impl Verifier {
     }
 
     /// As [`crate::scan::scan`], past the page cache and paced.
-    async fn scan(
+    pub(crate) async fn scan(
         &self,
         file: &File,
         from: Place,
@@ -200,6 +200,8 @@ pub(crate) struct Part {
     pub end: Place,
     /// Whether the end's offset is known, too, and not only a bound.
     pub exact: bool,
+    /// Nothing is appended to it any more.
+    pub sealed: bool,
     /// The checksums, if there is a seal.
     pub strides: Vec<Stride>,
 }
@@ -346,9 +348,27 @@ impl Log {
             let generation = self.inner.borrow().generation;
             let Some(part) = self.part(base).await else { continue };
             let found = part.check(verifier).await;
+            if found.is_empty() && part.sealed {
+                self.verify_sides(&part, verifier).await;
+            }
             new += self.note_damages(base, generation, found);
         }
         new
+    }
+
+    /// Indexes and seals are made anew where they are not what they were.
+    async fn verify_sides(&self, part: &Part, verifier: &Verifier) {
+        let sound = match self.read_seal(part.base).await {
+            Some(seal) if seal.bytes == part.end.bytes => self.indexes_match(&seal).await,
+            _ => Ok(false),
+        };
+        let result = match sound {
+            Ok(true) => return,
+            _ => self.rebuild(part, verifier).await,
+        };
+        if let Err(error) = result {
+            tracing::warn!(log = %self.id(), base = part.base, %error, "indexes not made anew");
+        }
     }
 
     /// What the segment at `base` should be, if it is still there.
@@ -362,16 +382,17 @@ impl Log {
         if base == inner.active.base {
             let end = inner.flushed;
             let sound = end.segment == base && end.bytes > 0;
-            return sound.then(|| Part { base, path, end, exact: true, strides: Vec::new() });
+            let (sealed, strides) = (false, Vec::new());
+            return sound.then_some(Part { base, path, end, exact: true, sealed, strides });
         }
         let at = inner.sealed.iter().position(|sealed| sealed.0 == base)?;
         let bytes = inner.sealed[at].1;
         if let Some(seal) = seal.filter(|seal| seal.bytes == bytes) {
             return Some(sealed_part(seal, path));
         }
-        let next = inner.sealed.get(at + 1).map_or(inner.active.base, |sealed| sealed.0);
+        let next = inner.sealed.get(at + 1).map_or(inner.first_unsealed(), |sealed| sealed.0);
         let end = Place { segment: base, bytes, offset: next };
-        Some(Part { base, path, end, exact: false, strides: Vec::new() })
+        Some(Part { base, path, end, exact: false, sealed: true, strides: Vec::new() })
     }
 
     /// The segment in which opening found damage. None: where it ends cannot be told.
@@ -384,7 +405,7 @@ impl Log {
         }
         let strides = Vec::new();
         if base == flushed.segment && flushed.bytes > 0 {
-            return Some(Part { base, path, end: flushed, exact: true, strides });
+            return Some(Part { base, path, end: flushed, exact: true, sealed: false, strides });
         }
         if base > flushed.segment {
             return None;
@@ -395,7 +416,7 @@ impl Log {
             Err(_) => return None,
         };
         let end = Place { segment: base, bytes, offset: corrupt.offsets.end };
-        Some(Part { base, path, end, exact: false, strides })
+        Some(Part { base, path, end, exact: false, sealed: true, strides })
     }
 
     async fn read_seal(&self, base: i64) -> Option<Seal> {
@@ -428,5 +449,5 @@ impl Log {
 
 fn sealed_part(seal: Seal, path: PathBuf) -> Part {
     let end = Place { segment: seal.base, bytes: seal.bytes, offset: seal.next_offset };
-    Part { base: seal.base, path, end, exact: true, strides: seal.strides }
+    Part { base: seal.base, path, end, exact: true, sealed: true, strides: seal.strides }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ring::{File, Gather, OpenOptions};
 
 use crate::checkpoint::Replay;
+use crate::crc::Crc32c;
 use crate::index::IndexBytes;
 use crate::limits::CONTROL_FILE_BYTES_MAX;
 use crate::log::{Log, LogError, LogState};
@@ -182,7 +183,8 @@ impl Log {
             return Ok(());
         };
         let index_bytes = index.file_bytes().map(|bytes| bytes as u32);
-        let ends = Ends { base, next_offset: place.offset, next_base, index_bytes };
+        let index_crc = index_crc(|kind| self.path(kind, base)).await?;
+        let ends = Ends { base, next_offset: place.offset, next_base, index_bytes, index_crc };
         let seal = checksums.finish(prefix, ends);
         assert_eq!(seal.bytes, place.bytes);
         self.write_seal(&seal).await?;
@@ -395,6 +397,18 @@ pub async fn read_small(path: &Path) -> Result<Option<Vec<u8>>, LogError> {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(Vec::new())),
         Err(error) => at(path, Err(error)),
     }
+}
+
+/// The three indexes of a segment.
+pub const INDEXES: [Kind; 3] = [Kind::Index, Kind::TimeIndex, Kind::TxnIndex];
+
+/// The CRC-32C of a segment's indexes, one behind another, as they are on disk.
+pub async fn index_crc(path: impl Fn(Kind) -> PathBuf) -> Result<u32, LogError> {
+    let mut crc = Crc32c::new();
+    for kind in INDEXES {
+        crc.update(&read_small(&path(kind)).await?.unwrap_or_default());
+    }
+    Ok(crc.finish())
 }
 
 /// Names the path in an error.

@@ -8,7 +8,16 @@ use crate::index::IndexState;
 const NO_INDEX: [u64; 3] = [0; 3];
 
 fn seal(base: i64, bytes: u64, next_offset: i64, next_base: i64) -> Seal {
-    Seal { base, bytes, next_offset, next_base, index_bytes: [0; 3], crc: 0, strides: Vec::new() }
+    Seal {
+        base,
+        bytes,
+        next_offset,
+        next_base,
+        index_bytes: [0; 3],
+        index_crc: 0,
+        crc: 0,
+        strides: Vec::new(),
+    }
 }
 
 fn segment(base: i64, bytes: u64, seal: Option<Seal>) -> FoundSegment {

@@ -1,6 +1,7 @@
 //! Damage to what was written long ago: found by reading it again, mended with what the source
 //! still has, or kept and named.
 
+use std::cell::RefCell;
 use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
@@ -72,7 +73,14 @@ impl Origin {
 }
 
 /// A closed log of several sealed segments and one that goes on.
-async fn closed_log(dir: &Path, sizes: &[usize]) -> Origin {
+fn closed_log(dir: &Path, sizes: &[usize]) -> Origin {
+    let made = Rc::new(RefCell::new(Origin::default()));
+    let (path, sizes, to) = (dir.to_owned(), sizes.to_vec(), Rc::clone(&made));
+    run(async move { *to.borrow_mut() = make_log(&path, &sizes).await });
+    made.take()
+}
+
+async fn make_log(dir: &Path, sizes: &[usize]) -> Origin {
     let store = store(dir).await;
     let (log, _) = open(&store, settings()).await;
     let mut origin = Origin::default();
@@ -115,8 +123,8 @@ fn spoil(path: &Path, at: u64, masks: &[u8]) {
 fn a_bit_in_a_sealed_segment_is_found_and_mended_beside_the_live_log() {
     let dir = disk();
     let path = dir.path().to_owned();
+    let mut origin = closed_log(&path, &[1000; 200]);
     run(async move {
-        let mut origin = closed_log(&path, &[1000; 200]).await;
         let whole = read_log(&path);
         spoil(&segments(&path)[1], 7_777, &[0x10]);
         let store = store(&path).await;
@@ -146,8 +154,8 @@ fn a_bit_in_a_sealed_segment_is_found_and_mended_beside_the_live_log() {
 fn what_the_source_has_otherwise_is_not_written() {
     let dir = disk();
     let path = dir.path().to_owned();
+    let origin = closed_log(&path, &[1000; 200]);
     run(async move {
-        let origin = closed_log(&path, &[1000; 200]).await;
         let victim = segments(&path)[1].clone();
         spoil(&victim, 7_777, &[0x10]);
         let spoilt = fs::read(&victim).unwrap();
@@ -180,6 +188,69 @@ fn what_the_source_has_otherwise_is_not_written() {
         origin.mend_all(&log, &verifier).await.unwrap();
         assert!(!log.is_damaged());
         store.close().await;
+    });
+}
+
+#[test]
+fn garbled_indexes_and_lost_seals_are_made_anew() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    closed_log(&path, &[3000; 100]);
+    let again = path.clone();
+    run(async move {
+        let whole = read_log(&path);
+        let side =
+            |segment: usize, extension: &str| segments(&path)[segment].with_extension(extension);
+        let files: Vec<PathBuf> = (0..4)
+            .flat_map(|segment| ["index", "timeindex"].map(|kind| side(segment, kind)))
+            .collect();
+        let before: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+        spoil(&side(0, "index"), 12, &[1]);
+        spoil(&side(1, "timeindex"), 7, &[2]);
+        let store = store(&path).await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.scanned_bytes, 0, "their lengths are right");
+        // Gone while the log is live.
+        let seals = id(0).seal_folder(&path);
+        let name = segments(&path)[2].with_extension("seal");
+        fs::remove_file(seals.join(name.file_name().unwrap())).unwrap();
+        let verifier = Verifier::new(0);
+        assert_eq!(log.verify(&verifier).await, 0);
+        assert!(!log.is_damaged());
+        let after: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+        assert_eq!(after, before);
+        let read = verifier.bytes();
+        log.verify(&verifier).await;
+        assert_eq!(verifier.bytes() - read, whole.len() as u64, "nothing is read twice");
+        store.close().await;
+        assert_eq!(read_log(&path), whole);
+        format::check(&path);
+    });
+    run(async move {
+        let store = store(&again).await;
+        let (_, recovered) = open(&store, settings()).await;
+        assert_eq!((recovered.scanned_bytes, recovered.corrupt), (0, None));
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_garbled_index_that_appending_goes_on_with_is_made_anew_at_the_start() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    closed_log(&path, &[3000; 90]);
+    run(async move {
+        let index = segments(&path).last().unwrap().with_extension("index");
+        let before = fs::read(&index).unwrap();
+        assert!(before.len() >= 16);
+        fs::write(&index, vec![0xa5; before.len()]).unwrap();
+        let store = store(&path).await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert!(recovered.scanned_bytes > 0);
+        assert_eq!(log.state(), LogState::Healthy);
+        store.close().await;
+        assert_eq!(fs::read(&index).unwrap(), before);
+        format::check(&path);
     });
 }
 
@@ -216,8 +287,8 @@ proptest! {
     ) {
         let dir = disk();
         let path = dir.path().to_owned();
+        let origin = closed_log(&path, &sizes);
         run(async move {
-            let origin = closed_log(&path, &sizes).await;
             let whole = read_log(&path);
             let segments = segments(&path);
             let victim = &segments[segment.index(segments.len())];

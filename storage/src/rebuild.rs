@@ -1,0 +1,100 @@
+//! Makes what stands beside a sealed segment anew from its batches: the indexes and the seal.
+//!
+//! Called when verifying finds that an index is not what the seal remembers, or that there is no
+//! seal. The log file is read whole and must be good; nothing of it is written.
+
+use ring::{File, OpenOptions};
+
+use crate::index::{IndexState, Indexes};
+use crate::log::{Log, LogError, LogState};
+use crate::names::Kind;
+use crate::position::Place;
+use crate::producers::Producers;
+use crate::recovery::Stopped;
+use crate::seal::{Ends, Seal, SealBuilder};
+use crate::verify::{Part, Verifier};
+use crate::work::{INDEXES, at, index_crc, read_small, remove};
+
+impl Log {
+    /// Whether the indexes of a sealed segment are what its seal remembers.
+    pub(crate) async fn indexes_match(&self, seal: &Seal) -> Result<bool, LogError> {
+        Ok(index_crc(|kind| self.path(kind, seal.base)).await? == seal.index_crc)
+    }
+
+    /// Makes the indexes and the seal of a sealed segment anew. False: its batches are not good, or
+    /// it is not there any more.
+    pub(crate) async fn rebuild(&self, part: &Part, by: &Verifier) -> Result<bool, LogError> {
+        let base = part.base;
+        let file = at(&part.path, File::open(&part.path, OpenOptions::READ.direct()).await)?;
+        let mut indexes = Indexes::new(base, IndexState::EMPTY);
+        let mut builder = SealBuilder::starting_at(0);
+        let snapshot = read_small(&self.path(Kind::Snapshot, base)).await?;
+        let producers = snapshot.and_then(|bytes| Producers::decode(&bytes).ok());
+        let mut producers = producers.unwrap_or_default();
+        let start = Place { segment: base, bytes: 0, offset: base };
+        let scanned = by
+            .scan(&file, start, part.end.bytes, |found| {
+                let batch = &found.batch;
+                let bytes = u64::from(batch.bytes);
+                builder.append_checksum(found.file_crc, bytes, batch.next_offset());
+                indexes.append(found.position, batch);
+                if let Some(aborted) = producers.append(batch) {
+                    indexes.append_aborted(aborted);
+                }
+                true
+            })
+            .await;
+        if scanned.stopped != Stopped::End || scanned.place.bytes != part.end.bytes {
+            return Ok(false);
+        }
+        indexes.finish();
+        // Workers stay away, so that the segment is not deleted while files of it are made.
+        loop {
+            let seen = self.changed.count();
+            if !self.flags.working.replace(true) {
+                break;
+            }
+            self.changed.after(seen).await;
+        }
+        let written = self.write_sides(base, scanned.place, indexes, builder).await;
+        self.flags.working.set(false);
+        self.changed.notify();
+        self.touch();
+        written
+    }
+
+    async fn write_sides(
+        &self,
+        base: i64,
+        end: Place,
+        mut indexes: Indexes,
+        builder: SealBuilder,
+    ) -> Result<bool, LogError> {
+        let next_base = {
+            let inner = self.inner.borrow();
+            let here = inner.sealed.iter().position(|sealed| *sealed == (base, end.bytes));
+            let open = matches!(inner.state, LogState::Healthy);
+            let Some(here) = here.filter(|_| open && !inner.mending && !inner.truncating) else {
+                return Ok(false);
+            };
+            inner.sealed.get(here + 1).map_or(inner.first_unsealed(), |sealed| sealed.0)
+        };
+        let index_bytes = indexes.state().file_bytes().map(|bytes| bytes as u32);
+        let bytes = indexes.take();
+        // Until the new seal stands, there is none: a start then reads the segment.
+        remove(&self.path(Kind::Seal, base)).await?;
+        for (kind, bytes) in INDEXES.into_iter().zip([bytes.offsets, bytes.times, bytes.aborted]) {
+            let path = self.path(kind, base);
+            if kind == Kind::TxnIndex && bytes.1.is_empty() {
+                remove(&path).await?;
+            } else {
+                at(&path, ring::fs::replace(&path, bytes.1).await)?;
+            }
+        }
+        let index_crc = index_crc(|kind| self.path(kind, base)).await?;
+        let ends = Ends { base, next_offset: end.offset, next_base, index_bytes, index_crc };
+        self.write_seal(&builder.finish(Vec::new(), ends)).await?;
+        tracing::info!(log = %self.id(), base, "indexes and seal were made anew");
+        Ok(true)
+    }
+}
