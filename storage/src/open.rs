@@ -7,23 +7,23 @@ use std::rc::Rc;
 
 use ring::{BLOCK, Class, File};
 
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::append::Opened;
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::batch::Batch;
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::chain::Chain;
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::checkpoint::{Entry, Replay};
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::epochs::Epochs;
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::index::{self, IndexState, Indexes};
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::log::{LastBatch, Log, LogError, LogSettings, LogState};
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE, PREPARED_FILE};
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::position::{Place, Positions};
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::producers::Producers;
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::recovery::{Corrupt, Found, FoundSegment, Recovery, Scan, Scanned, Step, Verdict};
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::scan::{FoundBatch, scan};
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::seal::{Ends, Seal, SealBuilder};
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::segment::Segment;
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::store::Memory;
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::volume::Volume;
-{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};::use crate
+use crate::append::Opened;
+use crate::batch::Batch;
+use crate::chain::Chain;
+use crate::checkpoint::{Entry, Replay};
+use crate::epochs::Epochs;
+use crate::index::{self, IndexState, Indexes};
+use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
+use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE, PREPARED_FILE};
+use crate::position::{Place, Positions};
+use crate::producers::Producers;
+use crate::recovery::{Corrupt, Found, FoundSegment, Recovery, Scan, Scanned, Step, Verdict};
+use crate::scan::{FoundBatch, scan};
+use crate::seal::{Ends, Seal, SealBuilder};
+use crate::segment::Segment;
+use crate::store::Memory;
+use crate::volume::Volume;
+use crate::work::{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};
 
 /// What opening a log found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
