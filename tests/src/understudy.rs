@@ -154,6 +154,34 @@ bootstrap_servers = {bootstrap:?}
         fs::write(self.config(), text).map_err(|e| format!("{}: {e}", self.config().display()))
     }
 
+    /// The configuration file's text.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn configuration(&self) -> Outcome<String> {
+        fs::read_to_string(self.config()).map_err(|e| format!("{}: {e}", self.config().display()))
+    }
+
+    /// Replaces the configuration file. A running process does not learn of it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn configure(&self, text: &str) -> Outcome {
+        fs::write(self.config(), text).map_err(|e| format!("{}: {e}", self.config().display()))
+    }
+
+    /// Bytes the running process has had fetched from storage (proc_pid_io(5)).
+    ///
+    /// # Errors
+    /// It does not run or `/proc` cannot be read.
+    pub fn bytes_read(&self) -> Outcome<u64> {
+        let pid = self.process.as_ref().ok_or("it does not run")?.id();
+        let path = format!("/proc/{pid}/io");
+        let text = fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+        let number = text.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+        number.and_then(|n| n.parse().ok()).ok_or_else(|| format!("{path}: {text}"))
+    }
+
     /// Has the link's source be another cluster, in the file.
     ///
     /// # Errors
