@@ -13,7 +13,7 @@ use crate::{Outcome, bare, node, plot, serving};
 /// Benchmarks of Understudy, each beside a ceiling measured in the same run.
 #[derive(FromArgs)]
 struct Arguments {
-    /// the bench; `list` shows what there is
+    /// the bench; `list` shows what there is; `plot` draws an earlier --json anew as --svg
     #[argh(positional)]
     name: String,
     /// write the results as JSON
@@ -100,6 +100,13 @@ fn run(arguments: &Arguments) -> Outcome {
             println!("{:<12} {}", bench.name, bench.line);
         }
         return Ok(());
+    }
+    if arguments.name == "plot" {
+        let (Some(json), Some(svg)) = (&arguments.json, &arguments.svg) else {
+            return Err("plot wants --json FILE, to read, and --svg FILE, to write".into());
+        };
+        let text = std::fs::read(json).map_err(|error| format!("{}: {error}", json.display()))?;
+        return write(svg, &plot::svg(&serde_json::from_slice(&text)?));
     }
     let named = runs::ALL.iter().find(|bench| bench.name == arguments.name);
     let bench = named.ok_or_else(|| format!("no bench {:?}; try `list`", arguments.name))?;

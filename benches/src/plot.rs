@@ -1,5 +1,5 @@
 //! Plots, written as SVG by hand: a panel of bars per quantity, the spread as a whisker, the
-//! ceiling or goal as a dashed line.
+//! ceiling or goal as a dashed line, the medians in a column of their own beside the bars.
 
 use std::fmt::Write as _;
 
@@ -32,7 +32,12 @@ pub fn svg(report: &Report) -> String {
     }
     let c = &report.conditions;
     let quick = if c.quick { ", QUICK" } else { "" };
-    let machine = format!("{} × {}, Linux {}, {} runs{quick}", c.cores, c.cpu, c.kernel, c.runs);
+    let runs = match c.runs {
+        1 => "one run".to_owned(),
+        runs => format!("{runs} runs, bars are medians, lines least to most"),
+    };
+    let machine =
+        format!("{} × {}, Linux {}, {} build; {runs}{quick}", c.cores, c.cpu, c.kernel, c.build);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {top}\" \
          font-family=\"sans-serif\" font-size=\"12\" fill=\"#222\">\n\
@@ -60,7 +65,7 @@ fn draw_panel(
         out,
         "<text x=\"16\" y=\"{}\" font-size=\"14\" font-weight=\"bold\">{}</text>",
         top + 18.0,
-        escape(&panel.unit)
+        escape(&format!("{}{}", panel.unit, direction(&panel.unit)))
     );
     let mut at = 0.0;
     while at <= end * 1.0001 {
@@ -89,7 +94,7 @@ fn draw_panel(
         let _ = writeln!(
             out,
             "<line x1=\"{0:.1}\" y1=\"{1}\" x2=\"{0:.1}\" y2=\"{bottom}\" stroke=\"#c0392b\" \
-             stroke-width=\"2\" stroke-dasharray=\"6 4\"/>\
+             stroke-width=\"1.5\" stroke-dasharray=\"6 4\"/>\
              <text x=\"{0:.1}\" y=\"{2}\" text-anchor=\"{3}\" fill=\"#c0392b\">{4}</text>",
             x(*value),
             top + PANEL_HEAD - 8.0,
@@ -135,11 +140,20 @@ fn draw_bar(
     }
     let _ = writeln!(
         out,
-        "<text x=\"{:.1}\" y=\"{}\">{}</text>",
-        x(sample.max()) + 6.0,
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
+        WIDTH - 16.0,
         middle + 4.0,
         figure(sample.median())
     );
+}
+
+/// What a reader wants of a quantity.
+fn direction(unit: &str) -> &'static str {
+    match unit {
+        "GiB/s" => ": more is better",
+        "connections" => "",
+        _ => ": less is better",
+    }
 }
 
 /// The end of an axis and the distance of its ticks: 1, 2 or 5 times a power of ten.
