@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     pub log_start_offset: i64,
     pub high_watermark: i64,
     pub flushed: Place,
+    /// The same as far as a durable checkpoint says it.
+    pub shown_flushed: Place,
     pub flushed_epoch: Option<i32>,
     pub replay: Replay,
     /// Saved side files, oldest first; one becomes the replay place once it is flushed.
@@ -52,10 +54,10 @@ pub(crate) struct Inner {
     pub generation: u64,
     /// Damage found while the log goes on, in order.
     pub damages: Vec<Corrupt>,
-    /// The end is being cut back.
-    pub truncating: bool,
     /// Nothing else may touch the files: a damaged range is being written, or the log read anew.
     pub mending: bool,
+    /// The end is being cut back.
+    pub truncating: bool,
     /// Damaged, and known from doubtful checkpoints only.
     pub doubtful: bool,
     /// Damaged, and what lies above its flushed place may not be on the device.
@@ -92,13 +94,13 @@ impl Inner {
         self.closing.iter_mut().chain([&mut self.active])
     }
 
-    /// Written counts in order of segments: one that is not sealed holds those after it back.
-    pub fn written(&self) -> Place {
     /// The base of the first segment that is not sealed.
     pub fn first_unsealed(&self) -> i64 {
         self.closing.front().unwrap_or(&self.active).base
     }
 
+    /// Written counts in order of segments: one that is not sealed holds those after it back.
+    pub fn written(&self) -> Place {
         self.closing.front().unwrap_or(&self.active).written
     }
 
@@ -108,7 +110,7 @@ impl Inner {
 
     pub fn positions(&self) -> Positions {
         let trusted = matches!(self.state, LogState::Healthy | LogState::Closed);
-        let flushed = self.flushed;
+        let flushed = self.shown_flushed;
         let (received, written) =
             if trusted { (self.active.received, self.written()) } else { (flushed, flushed) };
         let end = Place { offset: received.offset.max(self.checker.expected()), ..received };
@@ -244,6 +246,7 @@ impl Inner {
             if base < old.base {
                 // The log's first batch begins below the offset it was opened at.
                 self.flushed = self.active.written;
+                self.shown_flushed = self.flushed;
                 self.replay = Replay::segment_start(base, None, false);
             }
             return Ok(());
@@ -317,6 +320,8 @@ pub(crate) struct Opened {
     pub active: Segment,
     pub sealed: Vec<(i64, u64)>,
     pub epochs: Epochs,
+    /// They could not be saved yet.
+    pub epochs_dirty: bool,
     pub producers: Producers,
     pub last_batch: Option<LastBatch>,
     pub last_epoch: Option<i32>,
@@ -324,8 +329,8 @@ pub(crate) struct Opened {
     pub high_watermark: i64,
     pub flushed: Place,
     pub replay: Replay,
-    pub doubtful: bool,
     pub saved: Option<Replay>,
+    pub doubtful: bool,
     pub suspect: bool,
     pub new: bool,
 }
@@ -353,18 +358,21 @@ impl Opened {
             prepared: None,
             checker,
             epochs: self.epochs,
-            epochs_dirty: false,
+            epochs_dirty: self.epochs_dirty,
             producers: self.producers,
             last_batch: self.last_batch,
             log_start_offset: self.log_start_offset,
             high_watermark: self.high_watermark,
             flushed: self.flushed,
+            shown_flushed: self.flushed,
             flushed_epoch: self.last_epoch,
             replay: self.replay,
             saved: self.saved.into_iter().collect(),
             stray_snapshots: Vec::new(),
             generation,
             damages: Vec::new(),
+            mending: false,
+            truncating: false,
             doubtful: self.doubtful,
             suspect: self.suspect,
             expecting: false,
@@ -372,8 +380,6 @@ impl Opened {
             overdue: false,
             disk_full: false,
             closing_down: false,
-            mending: false,
-            truncating: false,
             reserved: 0,
         };
         inner.retire(ring::now());

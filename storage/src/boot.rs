@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
@@ -15,8 +15,12 @@ use crate::checkpoint::{Checkpoint, Entry, merge};
 use crate::inventory::{self, FoundPartition, InventoryError};
 use crate::limits::RESERVE_FILE_BYTES;
 use crate::names::{LogId, OWN_FOLDER};
+use crate::volume::is_full;
 
+mod ledger;
 mod simulated;
+
+pub(crate) use ledger::{Claim, Ledger};
 
 /// Why the process cannot use its data directories.
 #[derive(Debug, Error)]
@@ -51,17 +55,21 @@ pub struct Boot(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     count: u64,
-    directories: Vec<Directory>,
+    directories: Vec<Arc<Directory>>,
     partitions: Vec<FoundPartition>,
+    /// Held until the process ends. A simulated machine has one process.
+    _locks: Vec<File>,
 }
 
+/// What the shards share of a data directory.
 #[derive(Debug)]
-struct Directory {
-    path: PathBuf,
-    entries: BTreeMap<LogId, Entry>,
+pub(crate) struct Directory {
+    pub path: PathBuf,
+    /// See [`Boot::count`].
+    pub boot: u64,
     lost: bool,
-    /// Holds the lock until the process ends. A simulated machine has one process.
-    _lock: Option<File>,
+    pub ledger: Ledger,
+    base: Mutex<Base>,
 }
 
 impl Boot {
@@ -76,21 +84,33 @@ impl Boot {
         }
         check_overlap(data_dirs)?;
         let partitions = inventory::inventory(data_dirs)?;
-        let mut directories = Vec::new();
-        let mut count = 0;
+        let (mut found, mut locks, mut count) = (Vec::new(), Vec::new(), 0);
         for (index, (path, lock)) in locked.into_iter().enumerate() {
-            let present = partitions.iter().any(|found| found.data_dir == index);
-            let (merged, boot, lost) = read_checkpoints(&path, present)?;
+            let here = || partitions.iter().filter(|found| found.data_dir == index);
+            let (mut entries, boot, lost) = read_checkpoints(&path, here().next().is_some())?;
+            keep_found(&mut entries, lost, here());
             count = count.max(boot);
-            directories.push(Directory { path, entries: merged, lost, _lock: Some(lock) });
+            locks.push(lock);
+            found.push((path, entries, lost));
         }
         count += 1;
-        for (index, directory) in directories.iter_mut().enumerate() {
-            directory.keep_found(partitions.iter().filter(|found| found.data_dir == index));
-            write_base(directory, count)?;
-            write_reserve(&directory.path)?;
+        let mut directories = Vec::new();
+        for (path, entries, lost) in found {
+            let ledger = Ledger::new(&entries);
+            let base = base_of(entries, count);
+            let base = match write_base(&path, &base.encode()) {
+                Ok(()) => Base::Written,
+                Err(error) if is_full(&error) => {
+                    tracing::warn!(path = %path.display(), "the disk is full at the start");
+                    Base::Missing(base)
+                }
+                Err(source) => return Err(BootError::Io { path: path.join(OWN_FOLDER), source }),
+            };
+            write_reserve(&path)?;
+            let base = Mutex::new(base);
+            directories.push(Arc::new(Directory { path, boot: count, lost, ledger, base }));
         }
-        Ok(Boot(Arc::new(Inner { count, directories, partitions })))
+        Ok(Boot(Arc::new(Inner { count, directories, partitions, _locks: locks })))
     }
 
     /// How often the process was started on these directories.
@@ -113,22 +133,75 @@ impl Boot {
         self.0.directories[data_dir].lost
     }
 
-    pub(crate) fn entry(&self, data_dir: usize, id: &LogId) -> Option<Entry> {
-        self.0.directories[data_dir].entries.get(id).copied()
+    pub(crate) fn directory(&self, data_dir: usize) -> &Arc<Directory> {
+        &self.0.directories[data_dir]
     }
 }
 
+/// The file with what all shards knew at the end of the last run.
+#[derive(Debug)]
+enum Base {
+    /// It is there, and the slots it was made of are gone.
+    Written,
+    /// There was no room for it; the slots are still there.
+    Missing(Checkpoint),
+    /// A shard is writing it.
+    InHand,
+}
+
 impl Directory {
-    /// Entries of partitions that are gone go, too; doubt is noted on each of the others.
-    fn keep_found<'a>(&mut self, found: impl Iterator<Item = &'a FoundPartition>) {
-        let ids: BTreeSet<&LogId> = found.map(|found| &found.id).collect();
-        self.entries.retain(|id, _| ids.contains(id));
-        if self.lost {
-            for id in ids {
-                self.entries.entry(id.clone()).or_insert(Entry::UNKNOWN).doubtful = true;
+    /// Whether the disk was full at the start, and still is as far as is known.
+    pub fn is_base_missing(&self) -> bool {
+        !matches!(*self.base(), Base::Written)
+    }
+
+    /// Makes up for the base that found no room at the start. Until that is done no shard may write
+    /// a slot: it would overwrite what the base is to hold.
+    pub async fn finish_base(&self) -> io::Result<()> {
+        let checkpoint = {
+            let mut base = self.base();
+            match std::mem::replace(&mut *base, Base::InHand) {
+                Base::Written => {
+                    *base = Base::Written;
+                    return Ok(());
+                }
+                // Another shard is at it.
+                Base::InHand => return Err(io::ErrorKind::StorageFull.into()),
+                Base::Missing(checkpoint) => checkpoint,
             }
+        };
+        let result = simulated::write_base(&self.path, checkpoint.encode()).await;
+        *self.base() = match result {
+            Ok(()) => Base::Written,
+            Err(_) => Base::Missing(checkpoint),
+        };
+        result
+    }
+
+    fn base(&self) -> std::sync::MutexGuard<'_, Base> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Entries of partitions that are gone go, too; doubt is noted on each of the others.
+fn keep_found<'a>(
+    entries: &mut BTreeMap<LogId, Entry>,
+    lost: bool,
+    found: impl Iterator<Item = &'a FoundPartition>,
+) {
+    let ids: BTreeSet<&LogId> = found.map(|found| &found.id).collect();
+    entries.retain(|id, _| ids.contains(id));
+    // Turns are counted anew in each run.
+    entries.values_mut().for_each(|entry| entry.turn = 0);
+    if lost {
+        for id in ids {
+            entries.entry(id.clone()).or_insert(Entry::UNKNOWN).doubtful = true;
         }
     }
+}
+
+fn base_of(entries: BTreeMap<LogId, Entry>, boot: u64) -> Checkpoint {
+    Checkpoint { boot, sequence: 0, entries, gone: BTreeMap::new() }
 }
 
 /// The path of a shard's checkpoint slot.
@@ -221,20 +294,23 @@ const BASE: &str = "checkpoint-base";
 /// Merges the base and all slots.
 fn merge_files(files: Vec<(String, Vec<u8>)>, has_partitions: bool) -> Merged {
     let mut good = Vec::new();
-    let mut base_good = false;
+    let (mut base_good, mut base_boot) = (false, 0);
     let mut slots: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for (name, bytes) in files {
         let checkpoint = Checkpoint::decode(&bytes).ok();
         let whole = checkpoint.is_some();
-        good.extend(checkpoint);
         if name == BASE {
             base_good = whole;
+            base_boot = checkpoint.as_ref().map_or(0, |base| base.boot);
         } else if let Some((shard, _)) = name.split_once('.') {
             let slot = slots.entry(shard.to_owned()).or_default();
             slot.0 += usize::from(whole);
             slot.1 += 1;
         }
+        good.extend(checkpoint);
     }
+    // A base says all that those before it said; what it leaves out is over.
+    good.retain(|checkpoint| checkpoint.boot >= base_boot);
     // One torn slot is what a crash leaves. Two, or a missing base, are damage.
     let lost_slot = slots.values().any(|&(whole, all)| whole == 0 && all > 1);
     let lost = has_partitions && (!base_good || lost_slot);
@@ -244,45 +320,46 @@ fn merge_files(files: Vec<(String, Vec<u8>)>, has_partitions: bool) -> Merged {
 
 /// Makes the merged state durable, then removes the slots it was merged from: shards write new
 /// ones.
-fn write_base(directory: &Directory, boot: u64) -> Result<(), BootError> {
-    let own = directory.path.join(OWN_FOLDER);
-    let io = |source| BootError::Io { path: own.clone(), source };
-    let checkpoint = Checkpoint { boot, sequence: 0, entries: directory.entries.clone() };
+fn write_base(data_dir: &Path, bytes: &[u8]) -> io::Result<()> {
+    let own = data_dir.join(OWN_FOLDER);
     let new = own.join(format!("{BASE}.new"));
-    let mut file = File::create(&new).map_err(io)?;
-    file.write_all(&checkpoint.encode()).map_err(io)?;
-    file.sync_all().map_err(io)?;
-    fs::rename(&new, own.join(BASE)).map_err(io)?;
-    File::open(&own).and_then(|folder| folder.sync_all()).map_err(io)?;
-    for file in fs::read_dir(&own).map_err(io)? {
-        let file = file.map_err(io)?;
+    let written = File::create(&new).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(error) = written {
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
+    fs::rename(&new, own.join(BASE))?;
+    File::open(&own).and_then(|folder| folder.sync_all())?;
+    for file in fs::read_dir(&own)? {
+        let file = file?;
         let name = file.file_name().into_string().unwrap_or_default();
         if name.starts_with(CHECKPOINT) && name != BASE {
-            fs::remove_file(file.path()).map_err(io)?;
+            fs::remove_file(file.path())?;
         }
     }
     Ok(())
 }
 
-/// Takes the reserve if there is room for it; a full disk is no reason not to start.
+/// Takes the reserve as far as there is room for it; a full disk is no reason not to start.
 fn write_reserve(data_dir: &Path) -> Result<(), BootError> {
     let path = data_dir.join(OWN_FOLDER).join("reserve");
-    if fs::metadata(&path).is_ok_and(|m| m.len() == RESERVE_FILE_BYTES) {
-        return Ok(());
-    }
-    let written = File::create(&path).and_then(|mut file| {
+    let written = File::options().create(true).append(true).open(&path).and_then(|mut file| {
         let zeros = vec![0; 1 << 20];
-        for _ in 0..RESERVE_FILE_BYTES >> 20 {
-            file.write_all(&zeros)?;
+        loop {
+            // What is held already is not given up: on a full disk it would not come back.
+            let missing = RESERVE_FILE_BYTES.saturating_sub(file.metadata()?.len());
+            if missing == 0 {
+                return Ok(());
+            }
+            file.write_all(&zeros[..missing.min(1 << 20) as usize])?;
         }
-        Ok(())
     });
     match written {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-            let _ = fs::remove_file(&path);
-            Ok(())
-        }
+        Err(error) if is_full(&error) => Ok(()),
         Err(source) => Err(BootError::Io { path, source }),
     }
 }

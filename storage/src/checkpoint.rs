@@ -4,7 +4,7 @@
 //! that one whole slot survives a crash in the middle of the other. At start all checkpoints of all
 //! shards are merged, newest entry first: the number of shards may have changed since.
 //!
-//! Layout, little-endian: a 40-byte head, then per partition 160 fixed bytes, the link's
+//! Layout, little-endian: a 40-byte head, then per partition 168 fixed bytes, the link's
 //! name and the topic's name, padded to 8 bytes. The head's CRC-32 covers all that follows it.
 
 use std::collections::BTreeMap;
@@ -78,6 +78,8 @@ pub struct Entry {
     pub flushed: Place,
     /// Where a recovery begins to read.
     pub replay: Replay,
+    /// Which owner of the log in this run of the process says this; 0: the run before.
+    pub turn: u64,
     /// Checkpoints were lost: this may be older than what was flushed, or made up. The partition is
     /// read whole, once.
     pub doubtful: bool,
@@ -100,6 +102,7 @@ impl Entry {
             epoch: None,
             snapshot: false,
         },
+        turn: 0,
         doubtful: true,
         suspect: false,
     };
@@ -114,6 +117,8 @@ pub struct Checkpoint {
     pub sequence: u64,
     /// By partition.
     pub entries: BTreeMap<LogId, Entry>,
+    /// Logs of which nothing said in turns before this one holds any more.
+    pub gone: BTreeMap<LogId, u64>,
 }
 
 #[derive(Pod, Zeroable, Clone, Copy)]
@@ -133,6 +138,7 @@ struct Fixed {
     topic_id: [u8; 16],
     log_start_offset: i64,
     high_watermark: i64,
+    turn: u64,
     flushed_segment: i64,
     flushed_bytes: u64,
     flushed_offset: i64,
@@ -156,22 +162,30 @@ struct Fixed {
     flags: u32,
 }
 
-const MAGIC: [u8; 8] = *b"USCKPT01";
+const MAGIC: [u8; 8] = *b"USCKPT02";
 const HEAD_BYTES: usize = size_of::<Head>();
 const FIXED_BYTES: usize = size_of::<Fixed>();
 /// The checksum covers everything after itself.
 const CRC_COVERS_FROM: usize = 12;
 const NO_EPOCH: i32 = -1;
+/// The flag of a log of which nothing is known any more.
+const GONE: u32 = 4;
 
 const _: () = assert!(HEAD_BYTES == 40);
-const _: () = assert!(FIXED_BYTES == 160);
+const _: () = assert!(FIXED_BYTES == 168);
 
 impl Checkpoint {
     /// The slot's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; HEAD_BYTES];
-        for (id, entry) in &self.entries {
-            bytes.extend_from_slice(bytemuck::bytes_of(&Fixed::from_entry(id, entry)));
+        let gone = |(id, turn): (&LogId, &u64)| {
+            let fixed = Fixed::from_entry(id, &Entry { turn: *turn, ..Entry::UNKNOWN });
+            (id.clone(), Fixed { flags: GONE, ..fixed })
+        };
+        let entries = self.entries.iter();
+        let entries = entries.map(|(id, entry)| (id.clone(), Fixed::from_entry(id, entry)));
+        for (id, fixed) in entries.chain(self.gone.iter().map(gone)) {
+            bytes.extend_from_slice(bytemuck::bytes_of(&fixed));
             bytes.extend_from_slice(id.link.as_bytes());
             bytes.extend_from_slice(id.topic.as_bytes());
             bytes.resize(bytes.len().next_multiple_of(8), 0);
@@ -179,7 +193,7 @@ impl Checkpoint {
         let head = Head {
             magic: MAGIC,
             crc: 0,
-            count: self.entries.len() as u32,
+            count: (self.entries.len() + self.gone.len()) as u32,
             boot: self.boot,
             sequence: self.sequence,
             body_bytes: (bytes.len() - HEAD_BYTES) as u64,
@@ -203,19 +217,40 @@ impl Checkpoint {
             return Err(CheckpointError::Crc);
         }
         let mut rest = &bytes[HEAD_BYTES..];
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut gone) = (BTreeMap::new(), BTreeMap::new());
         for _ in 0..head.count {
-            let (id, entry) = read_entry(&mut rest).ok_or(CheckpointError::Values)?;
-            entries.insert(id, entry);
+            let (id, fixed) = read_fixed(&mut rest).ok_or(CheckpointError::Values)?;
+            if fixed.flags & GONE != 0 {
+                gone.insert(id, fixed.turn);
+            } else {
+                entries.insert(id, fixed.entry().ok_or(CheckpointError::Values)?);
+            }
         }
-        Ok(Checkpoint { boot: head.boot, sequence: head.sequence, entries })
+        Ok(Checkpoint { boot: head.boot, sequence: head.sequence, entries, gone })
     }
 }
 
-/// One of all: for each partition the entry of the newest checkpoint that has it.
-pub fn merge(mut checkpoints: Vec<Checkpoint>) -> BTreeMap<LogId, Entry> {
-    checkpoints.sort_by_key(|c| (c.boot, c.sequence));
-    checkpoints.into_iter().flat_map(|c| c.entries).collect()
+/// One of all: for each log what its latest owner says of it, in the newest of its checkpoints that
+/// does. A log whose latest owner says that what was known is over has no entry.
+pub fn merge(checkpoints: Vec<Checkpoint>) -> BTreeMap<LogId, Entry> {
+    /// Boot, turn and sequence, in this order.
+    type Age = (u64, u64, u64);
+    let mut newest: BTreeMap<LogId, (Age, Option<Entry>)> = BTreeMap::new();
+    let mut hear = |id: LogId, age: Age, entry: Option<Entry>| {
+        let known = newest.entry(id).or_insert((age, entry));
+        if age >= known.0 {
+            *known = (age, entry);
+        }
+    };
+    for Checkpoint { boot, sequence, entries, gone } in checkpoints {
+        for (id, entry) in entries {
+            hear(id, (boot, entry.turn, sequence), Some(entry));
+        }
+        for (id, turn) in gone {
+            hear(id, (boot, turn, sequence), None);
+        }
+    }
+    newest.into_iter().filter_map(|(id, (_, entry))| Some((id, entry?))).collect()
 }
 
 impl Fixed {
@@ -225,6 +260,7 @@ impl Fixed {
             topic_id: entry.topic_id.unwrap_or_default(),
             log_start_offset: entry.log_start_offset,
             high_watermark: entry.high_watermark,
+            turn: entry.turn,
             flushed_segment: flushed.segment,
             flushed_bytes: flushed.bytes,
             flushed_offset: flushed.offset,
@@ -286,13 +322,14 @@ impl Fixed {
                 epoch: epoch(self.replay_epoch),
                 snapshot: self.replay_snapshot == 1,
             },
+            turn: self.turn,
             doubtful: self.flags & 1 != 0,
             suspect: self.flags & 2 != 0,
         })
     }
 }
 
-fn read_entry(rest: &mut &[u8]) -> Option<(LogId, Entry)> {
+fn read_fixed(rest: &mut &[u8]) -> Option<(LogId, Fixed)> {
     let fixed: Fixed = bytemuck::pod_read_unaligned(rest.get(..FIXED_BYTES)?);
     let link_end = FIXED_BYTES.checked_add(fixed.link_bytes as usize)?;
     let topic_end = link_end.checked_add(fixed.topic_bytes as usize)?;
@@ -304,7 +341,7 @@ fn read_entry(rest: &mut &[u8]) -> Option<(LogId, Entry)> {
     };
     id.check().ok()?;
     *rest = rest.get(topic_end.next_multiple_of(8)..)?;
-    Some((id, fixed.entry()?))
+    Some((id, fixed))
 }
 
 #[cfg(test)]
@@ -327,6 +364,7 @@ mod tests {
                     last_epoch: epoch,
                     flushed,
                     replay: Replay { place, index, epoch, snapshot },
+                    turn: bytes,
                     doubtful: snapshot,
                     suspect: !snapshot,
                 }
@@ -336,8 +374,14 @@ mod tests {
     fn checkpoint() -> impl Strategy<Value = Checkpoint> {
         let id = ("[a-z]{1,9}", "[a-zA-Z0-9._-]{3,20}", 0i32..100)
             .prop_map(|(link, topic, partition)| LogId { link, topic, partition });
-        (any::<u64>(), any::<u64>(), prop::collection::btree_map(id, entry(), 0..8))
-            .prop_map(|(boot, sequence, entries)| Checkpoint { boot, sequence, entries })
+        let gone = prop::collection::btree_map("[a-z]{1,9}", any::<u64>(), 0..3);
+        (any::<u64>(), any::<u64>(), prop::collection::btree_map(id, entry(), 0..8), gone).prop_map(
+            |(boot, sequence, entries, gone)| {
+                let id = |link| LogId { link, topic: "gone".into(), partition: 7 };
+                let gone = gone.into_iter().map(|(link, turn)| (id(link), turn)).collect();
+                Checkpoint { boot, sequence, entries, gone }
+            },
+        )
     }
 
     proptest! {
@@ -366,33 +410,29 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_entry_wins_whichever_shard_wrote_it() {
+    fn the_latest_owners_newest_entry_wins() {
         let id = |p| LogId { link: "l".into(), topic: "t".into(), partition: p };
-        let entry = |offset| {
-            let place = Place { segment: 0, bytes: 10, offset };
-            let replay = Replay::segment_start(0, None, false);
-            Entry {
-                topic_id: None,
-                log_start_offset: 0,
-                high_watermark: 0,
-                last_epoch: None,
-                flushed: place,
-                replay,
-                doubtful: false,
-                suspect: false,
-            }
+        let entry = |turn, offset| {
+            let flushed = Place { segment: 0, bytes: 10, offset };
+            Entry { flushed, turn, doubtful: false, ..Entry::UNKNOWN }
         };
-        let of = |boot, sequence, list: &[(i32, i64)]| Checkpoint {
+        let of = |boot, sequence, list: &[(i32, u64, i64)]| Checkpoint {
             boot,
             sequence,
-            entries: list.iter().map(|&(p, offset)| (id(p), entry(offset))).collect(),
+            entries: list.iter().map(|&(p, turn, offset)| (id(p), entry(turn, offset))).collect(),
+            ..Checkpoint::default()
         };
+        let gone = [(id(4), 2), (id(5), 2)].into();
         let merged = merge(vec![
-            of(2, 1, &[(0, 20), (1, 5)]),
-            of(1, 900, &[(0, 30), (1, 3), (2, 7)]),
-            of(2, 3, &[(1, 4)]),
+            of(2, 1, &[(0, 1, 20), (1, 1, 5), (3, 2, 8), (5, 3, 11)]),
+            of(1, 900, &[(0, 9, 30), (1, 7, 3), (2, 1, 7)]),
+            of(2, 3, &[(1, 1, 4)]),
+            // Another shard, which has counted further, had these before.
+            of(2, 500, &[(3, 1, 9), (4, 1, 10), (5, 1, 12)]),
+            Checkpoint { gone, ..of(2, 2, &[]) },
         ]);
-        let offsets: Vec<i64> = merged.values().map(|e| e.flushed.offset).collect();
-        assert_eq!(offsets, [20, 4, 7]);
+        let offsets: Vec<_> =
+            merged.iter().map(|(id, e)| (id.partition, e.flushed.offset)).collect();
+        assert_eq!(offsets, [(0, 20), (1, 4), (2, 7), (3, 8), (5, 11)]);
     }
 }

@@ -13,7 +13,7 @@ impl Log {
         // Also of a log that failed: it may be opened again, and nothing may write to it then.
         self.settle().await;
         self.volume().flush().await;
-        self.volume().forget(self.id(), Some(self.entry()));
+        self.volume().forget(self, Some(self.entry()));
         result
     }
 
@@ -71,7 +71,7 @@ impl Log {
             }
             crate::work::at(&folder, ring::fs::remove_dir(&folder).await)?;
         }
-        self.volume().forget(self.id(), None);
+        self.volume().forget(self, None);
         self.changed.notify();
         Ok(())
     }

@@ -174,7 +174,12 @@ impl Indexes {
 
     /// Whether so much waits in memory that it should be saved.
     pub fn wants_saving(&self) -> bool {
-        self.offsets.len() + self.times.len() + self.aborted.len() >= INDEX_ENTRIES_PENDING
+        self.waiting() >= INDEX_ENTRIES_PENDING
+    }
+
+    /// Entries that wait in memory.
+    pub fn waiting(&self) -> usize {
+        self.offsets.len() + self.times.len() + self.aborted.len()
     }
 
     /// Takes what is pending, to be appended to the files.

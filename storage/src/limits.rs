@@ -39,8 +39,12 @@ pub const SPACE_BYTES_MAX: u64 = 32 << 20;
 /// A segment that has grown so far gets its successor's file prepared.
 pub const PREPARE_AHEAD_BYTES: u64 = 64 << 20;
 
-/// Index entries held in memory before they are saved (8 + 12 bytes each).
+/// Index entries of a log held in memory before they are saved (8 + 12 bytes each).
 pub const INDEX_ENTRIES_PENDING: usize = 512;
+/// The same of all logs of a volume: where they are many, each may hold less.
+pub const INDEX_ENTRIES_IN_ALL: usize = 512 << 10;
+/// But no less than this, or saving them would cost more than what is saved.
+pub const INDEX_ENTRIES_PENDING_MIN: usize = 32;
 /// Appended bytes after which the side files are saved again, which bounds what a recovery reads.
 pub const SAVE_BYTES: u64 = 64 << 20;
 

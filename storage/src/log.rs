@@ -24,13 +24,14 @@ use crate::check::{AppendError, Bounds};
 use crate::checkpoint::Entry;
 use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_MAX};
 use crate::names::{LogId, NameError};
-use crate::position::Positions;
+use crate::position::{Place, Positions};
 use crate::queue::pop_if;
 use crate::recovery::Corrupt;
 use crate::segment::{Segment, Urge, Write};
 use crate::signal::Signal;
 use crate::store::Memory;
-use crate::volume::{Covered, Volume};
+use crate::volume::Volume;
+use crate::volume::flush::Covered;
 
 /// How a log is kept.
 #[derive(Clone, Debug)]
@@ -164,6 +165,7 @@ pub(crate) struct Flags {
 /// A partition's log.
 pub struct Log {
     id: LogId,
+    turn: u64,
     folder: PathBuf,
     seal_folder: PathBuf,
     pub(crate) flags: Flags,
@@ -178,15 +180,16 @@ pub struct Log {
 impl Log {
     pub(crate) fn new(
         id: LogId,
-        data_dir: &Path,
+        turn: u64,
         volume: Rc<Volume>,
         memory: Rc<Memory>,
         inner: Inner,
     ) -> Rc<Log> {
         Rc::new_cyclic(|this| Log {
-            folder: id.folder(data_dir),
-            seal_folder: id.seal_folder(data_dir),
+            folder: id.folder(volume.path()),
+            seal_folder: id.seal_folder(volume.path()),
             id,
+            turn,
             flags: Flags::default(),
             changed: Signal::default(),
             inner: RefCell::new(inner),
@@ -199,6 +202,11 @@ impl Log {
     /// Link, topic, partition.
     pub fn id(&self) -> &LogId {
         &self.id
+    }
+
+    /// Which claim of it this is; see [`crate::boot`].
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn
     }
 
     /// The partition's folder.
@@ -355,6 +363,24 @@ impl Log {
         inner.high_watermark = inner.high_watermark.max(high_watermark);
     }
 
+    /// Up to where the source's records are committed, as it said.
+    pub fn high_watermark(&self) -> i64 {
+        self.inner.borrow().high_watermark
+    }
+
+    /// The source had said too much: the high watermark goes back, but not below the end of what
+    /// is here.
+    pub fn lower_high_watermark(&self, to: i64) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            let end = inner.active.received.offset;
+            inner.high_watermark = inner.high_watermark.min(to.max(end));
+        }
+        if let Some(this) = self.this.upgrade() {
+            self.volume.mark_dirty(&this);
+        }
+    }
+
     /// The source's log start moved: the visible start follows at once, files go after the undo
     /// window. A start beyond the end is a gap: the log goes on from there.
     pub fn advance_start(&self, offset: i64) {
@@ -379,6 +405,10 @@ impl Log {
     /// after it not even a crash followed by a failing device takes any of it back.
     ///
     /// While the end is being cut back, nothing of it is certain: that is waited for, too.
+    ///
+    /// # Errors
+    /// The log is not, or no longer, in a state for this. On a disk that has no room even for the
+    /// checkpoint the state named is [`LogState::DiskFull`]; another flush tries again.
     pub async fn flush(&self) -> Result<Positions, LogError> {
         let positions = loop {
             let seen = self.changed.count();
@@ -388,15 +418,16 @@ impl Log {
             }
             self.write_out().await?;
             if !self.volume.flush().await {
-                return Err(LogError::State(self.state()));
+                let state = match self.state() {
+                    LogState::Healthy => LogState::DiskFull,
+                    state => state,
+                };
+                return Err(LogError::State(state));
             }
             if !self.flags.cutting.get() {
                 break self.positions();
             }
         };
-        if !self.volume.flush().await {
-            return Err(LogError::State(self.state()));
-        }
         match self.state() {
             LogState::Healthy | LogState::DiskFull => Ok(positions),
             state => Err(LogError::State(state)),
@@ -606,23 +637,27 @@ impl Log {
         }
     }
 
-    /// The flush is complete.
-    /// The largest batch taken.
-    pub fn batch_bytes_max(&self) -> usize {
-        self.inner.borrow().settings.batch_bytes_max as usize
+    /// The flush is complete; a checkpoint is to say so. Returns what it will say.
+    pub(crate) fn raise_flushed(&self, covered: &Covered) -> Place {
+        let mut inner = self.inner.borrow_mut();
+        let current = covered.generation == inner.generation;
+        if current && matches!(inner.state, LogState::Healthy | LogState::Closed) {
+            inner.flushed = inner.flushed.max(covered.written);
+            inner.flushed_epoch = covered.epoch.or(inner.flushed_epoch);
+            if let Some(replay) = covered.replay {
+                inner.saved.retain(|saved| saved.place > replay.place);
+                inner.move_replay(replay);
+            }
+        }
+        inner.flushed
     }
 
-    pub(crate) fn flushed(&self, covered: Covered) {
+    /// The checkpoint that says so is durable.
+    pub(crate) fn show_flushed(&self, generation: u64, place: Place) {
         {
             let mut inner = self.inner.borrow_mut();
-            let current = covered.generation == inner.generation;
-            if current && matches!(inner.state, LogState::Healthy | LogState::Closed) {
-                inner.flushed = inner.flushed.max(covered.written);
-                inner.flushed_epoch = covered.epoch.or(inner.flushed_epoch);
-                if let Some(replay) = covered.replay {
-                    inner.saved.retain(|saved| saved.place > replay.place);
-                    inner.move_replay(replay);
-                }
+            if generation == inner.generation {
+                inner.shown_flushed = inner.shown_flushed.max(place);
             }
         }
         self.changed.notify();
@@ -638,6 +673,7 @@ impl Log {
             last_epoch: inner.flushed_epoch,
             flushed: inner.flushed,
             replay: inner.replay,
+            turn: self.turn,
             doubtful: inner.doubtful,
             suspect: inner.suspect || matches!(inner.state, LogState::Failed(_)),
         }
@@ -650,7 +686,9 @@ impl Log {
         let full = inner.disk_full || self.volume.full();
         let window = if full { Duration::ZERO } else { inner.settings.undo_window };
         let now = ring::now();
-        let due = |retired: &(Instant, i64)| now - retired.0 >= window;
+        // As long as a checkpoint names a segment, its files have to be there.
+        let named = inner.shown_flushed.segment;
+        let due = |retired: &(Instant, i64)| now - retired.0 >= window && retired.1 < named;
         while let Some((_, base)) = pop_if(&mut inner.retired, due) {
             inner.expired.push(base);
         }

@@ -9,6 +9,7 @@ use ring::{BLOCK, Class, File};
 
 use crate::append::Opened;
 use crate::batch::Batch;
+use crate::boot::Claim;
 use crate::chain::Chain;
 use crate::checkpoint::{Entry, Replay};
 use crate::epochs::Epochs;
@@ -22,7 +23,7 @@ use crate::scan::{FoundBatch, scan};
 use crate::seal::{Ends, Seal, SealBuilder};
 use crate::segment::Segment;
 use crate::store::Memory;
-use crate::volume::Volume;
+use crate::volume::{Volume, is_full};
 use crate::work::{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};
 
 /// What opening a log found and did.
@@ -46,39 +47,37 @@ pub struct Recovered {
 pub(crate) async fn open(
     id: LogId,
     settings: LogSettings,
-    entry: Option<Entry>,
+    claim: Claim<'_>,
     volume: &Rc<Volume>,
     memory: &Rc<Memory>,
 ) -> Result<(Rc<Log>, Recovered), LogError> {
-    if volume.log(&id).is_some() {
-        return Err(LogError::Open);
-    }
     let mut settings = settings;
     let files = Files::of(&id, volume.path());
+    if claim.deleted && !volume.forget_deleted(&id, claim.turn).await {
+        let reason = "that its namesake was deleted could not be made durable";
+        return Err(LogError::State(LogState::Failed(reason.to_owned())));
+    }
     files.claim(&mut settings).await?;
     // An entry of another incarnation of the topic says nothing about this one.
-    let entry = entry.filter(|entry| {
+    let entry = claim.entry.filter(|entry| {
         entry.topic_id.is_none() || entry.topic_id == settings.topic_id || entry.doubtful
     });
     let until = entry.filter(|entry| entry.suspect).map(|entry| entry.flushed.offset);
     let failures = volume.flush_failures();
     let (opened, recovered) = load(&files, settings, entry, until).await?;
-    // Someone else may have opened it while this one was reading.
-    if volume.log(&id).is_some() {
-        return Err(LogError::Open);
-    }
-    let log =
-        Log::new(id, volume.path(), Rc::clone(volume), Rc::clone(memory), opened.into_inner(0));
+    let memory = Rc::clone(memory);
+    let log = Log::new(id, claim.turn, Rc::clone(volume), memory, opened.into_inner(0));
+    claim.keep();
     volume.add(&log);
     volume.mark_dirty(&log);
+    // Housekeeping says when there is room.
+    log.set_disk_full(volume.full());
     if volume.flush_failures() != failures {
         // What was just read may have been part of what that flush lost.
         log.fail("a flush failed while it was opened");
     }
     if until.is_some() {
-        // Before anything more counts as flushed, no durable checkpoint may call for a cut: the
-        // first flush writes one that does not, the second makes it durable.
-        volume.flush().await;
+        // Before anything more counts as flushed, no durable checkpoint may call for a cut.
         volume.flush().await;
     }
     let positions = log.positions();
@@ -262,6 +261,7 @@ async fn find(
     }
     Ok(Found { segments, entry, lost, replay_usable, start_offset })
 }
+
 /// Whether the indexes that appending goes on with can be right: entries go up and stay within what
 /// is there. Those of sealed segments have a checksum and are verified later.
 async fn indexes_go_up(files: &Files, replay: &Replay) -> Result<bool, LogError> {
@@ -275,7 +275,6 @@ async fn indexes_go_up(files: &Files, replay: &Replay) -> Result<bool, LogError>
     let (offsets, times) = (read(Kind::Index, offsets).await?, read(Kind::TimeIndex, times).await?);
     Ok(index::go_up(&offsets, &times, base, &replay.place))
 }
-
 
 impl Loading<'_> {
     /// Scans a segment and rebuilds what is kept beside it.
@@ -425,8 +424,13 @@ impl Loading<'_> {
         }
         let epochs_cut = self.epochs.truncate_end(end.offset);
         let sound = verdict.corrupt.is_none();
+        let mut epochs_dirty = false;
         if sound && (epochs_cut || self.scanned_bytes > 0) {
-            self.write_epochs().await?;
+            match self.write_epochs().await {
+                // They are saved when there is room; the log can be read without.
+                Err(LogError::Io { source, .. }) if is_full(&source) => epochs_dirty = true,
+                other => other?,
+            }
         }
         let mut active = if sound {
             self.resume(end, index).await?
@@ -459,6 +463,7 @@ impl Loading<'_> {
             active,
             sealed,
             epochs: self.epochs,
+            epochs_dirty,
             producers: self.producers,
             last_batch: self.last_batch,
             // The flushed batch's, also when reading did not come so far.

@@ -27,7 +27,7 @@ pub struct Received(pub Place);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Written(pub Place);
 
-/// Covered by a completed flush of the file system.
+/// Covered by a completed flush of the file system, and a durable checkpoint says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Flushed(pub Place);
 

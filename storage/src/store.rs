@@ -83,7 +83,7 @@ impl Store {
     pub async fn open(config: StoreConfig) -> Result<Rc<Store>, StoreError> {
         let StoreConfig { shard, boot, flush_interval } = config;
         let mut volumes = Vec::new();
-        for path in boot.data_dirs() {
+        for (index, path) in boot.data_dirs().enumerate() {
             // A first look, so that later errors of write-back are told to the flush. It may
             // itself be told of an error from before this start; that one is over.
             if let Err(error) = ring::fs::sync_filesystem(path).await {
@@ -91,7 +91,7 @@ impl Store {
                 let again = ring::fs::sync_filesystem(path).await;
                 again.map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
             }
-            volumes.push(Volume::start(path, shard, boot.count(), flush_interval));
+            volumes.push(Volume::start(boot.directory(index), shard, flush_interval));
         }
         if volumes.is_empty() {
             return Err(StoreError::NoDataDir);
@@ -108,11 +108,8 @@ impl Store {
         id.check()?;
         let data_dir = settings.data_dir;
         let volume = self.volumes.get(data_dir).ok_or(LogError::DataDir(data_dir))?;
-        let entry = match volume.closed_entry(&id) {
-            Some(entry) => Some(entry),
-            None => self.boot.entry(data_dir, &id).filter(|_| !volume.was_deleted(&id)),
-        };
-        open::open(id, settings, entry, volume, &self.memory).await
+        let claim = self.boot.directory(data_dir).ledger.claim(&id).ok_or(LogError::Open)?;
+        open::open(id, settings, claim, volume, &self.memory).await
     }
 
     /// An open log.
@@ -125,7 +122,7 @@ impl Store {
     pub async fn flush(&self) -> bool {
         let mut sure = true;
         for volume in &self.volumes {
-            sure &= volume.flush().await && volume.flush().await;
+            sure &= volume.flush().await;
         }
         sure
     }
@@ -143,7 +140,7 @@ impl Store {
                     tracing::warn!(log = %log.id(), %error, "not closed cleanly");
                 }
             }
-            // Twice, so that both slots say the same and the second is durable.
+            // Twice, so that both slots say the same.
             volume.flush().await;
             volume.flush().await;
             volume.stop();

@@ -17,6 +17,7 @@ use crate::testing::{self, Shape};
 
 mod crash;
 mod format;
+mod owners;
 pub mod repair;
 mod rules;
 mod simulated;

@@ -68,9 +68,9 @@ impl Log {
         let cut = self.find_cut(offset).await?;
         let (entry, settings, generation) = self.begin_cut(&cut, offset);
         self.drop_prepared().await?;
-        // The first writes the slot, the second makes it durable. Else a crash in between would
-        // leave files that are shorter than it claims, which is what damage looks like.
-        if !self.volume().flush().await || !self.volume().flush().await {
+        // Else a crash in between would leave files that are shorter than the checkpoint claims,
+        // which is what damage looks like.
+        if !self.volume().flush().await {
             return Err(LogError::State(self.state()));
         }
         for &base in cut.dropped.iter().rev() {
@@ -95,6 +95,7 @@ impl Log {
         let mut inner = self.inner.borrow_mut();
         let inner = &mut *inner;
         inner.flushed = inner.flushed.min(cut.place);
+        inner.shown_flushed = inner.shown_flushed.min(cut.place);
         inner.flushed_epoch = cut.epoch;
         if inner.replay.place > inner.flushed {
             let segment = inner.flushed.segment;
@@ -112,6 +113,7 @@ impl Log {
             last_epoch: cut.epoch,
             flushed: inner.flushed,
             replay: inner.replay,
+            turn: self.turn(),
             doubtful: false,
             suspect: false,
         };

@@ -1,4 +1,5 @@
-//! A data directory as one shard sees it: its writes, its background work, its flush cycle.
+//! A data directory as one shard sees it: its writes, its background work, its flush cycle
+//! ([`flush`]).
 //!
 //! Nothing here belongs to one partition, so an idle partition costs no task and no timer: logs
 //! with something to write stand in one list, logs with something to prepare in another, and
@@ -7,33 +8,37 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ring::{BLOCK, Gather, Instant, Share, spawn};
 
-use crate::boot::slot_path;
-use crate::checkpoint::{Checkpoint, Entry, Replay, SLOTS};
+use crate::boot::Directory;
+use crate::checkpoint::Entry;
 use crate::limits::{
-    BACKGROUND_WORKERS, SPACE_BYTES_MAX, SPACE_BYTES_MIN, WRITE_DELAY_US, WRITES_IN_FLIGHT_MAX,
+    BACKGROUND_WORKERS, INDEX_ENTRIES_IN_ALL, INDEX_ENTRIES_PENDING, INDEX_ENTRIES_PENDING_MIN,
+    SPACE_BYTES_MAX, SPACE_BYTES_MIN, WRITE_DELAY_US, WRITES_IN_FLIGHT_MAX,
 };
 use crate::log::Log;
 use crate::names::LogId;
-use crate::position::Place;
 use crate::queue::pop_if;
 use crate::segment::Write;
 use crate::signal::Signal;
 
+pub mod flush;
+
 /// A data directory.
 pub struct Volume {
-    path: PathBuf,
+    directory: Arc<Directory>,
     shard: u16,
-    boot: u64,
     flush_interval: Duration,
     logs: RefCell<BTreeMap<LogId, Rc<Log>>>,
-    /// Logs that were open: their last entry, or none if they were deleted.
-    closed: RefCell<BTreeMap<LogId, Option<Entry>>>,
+    /// The last entries of logs that were open.
+    closed: RefCell<BTreeMap<LogId, Entry>>,
+    /// Logs that are about to be made again: what older checkpoints say of them is over.
+    gone: RefCell<BTreeMap<LogId, u64>>,
     ready: RefCell<VecDeque<Rc<Log>>>,
     deadlines: RefCell<VecDeque<(Instant, Rc<Log>)>>,
     deadline_set: Signal,
@@ -47,11 +52,12 @@ pub struct Volume {
     /// Counts the completed cycles.
     flushes: Signal,
     flush_failures: Cell<u64>,
+    /// Flushes whose checkpoint found no room.
+    missed: Cell<u64>,
     sequence: Cell<u64>,
-    /// The slot that a completed flush covers, and the one written since.
     durable_slot: Cell<u64>,
-    fresh_slot: Cell<Option<u64>>,
     space_step_max: Cell<u64>,
+    index_entries_pending: Cell<usize>,
     full: Cell<bool>,
     stopping: Cell<bool>,
     counters: RefCell<Counters>,
@@ -74,14 +80,18 @@ pub struct Counters {
 
 impl Volume {
     /// A volume at work; it stops with [`Volume::stop`].
-    pub fn start(path: &Path, shard: u16, boot: u64, flush_interval: Duration) -> Rc<Volume> {
+    pub(crate) fn start(
+        directory: &Arc<Directory>,
+        shard: u16,
+        flush_interval: Duration,
+    ) -> Rc<Volume> {
         let volume = Rc::new(Volume {
-            path: path.to_owned(),
+            directory: Arc::clone(directory),
             shard,
-            boot,
             flush_interval,
             logs: RefCell::default(),
             closed: RefCell::default(),
+            gone: RefCell::default(),
             ready: RefCell::default(),
             deadlines: RefCell::default(),
             deadline_set: Signal::default(),
@@ -94,11 +104,13 @@ impl Volume {
             cycles_begun: Cell::new(0),
             flushes: Signal::default(),
             flush_failures: Cell::new(0),
+            missed: Cell::new(0),
             sequence: Cell::new(0),
             durable_slot: Cell::new(1),
-            fresh_slot: Cell::new(None),
             space_step_max: Cell::new(SPACE_BYTES_MAX),
-            full: Cell::new(false),
+            index_entries_pending: Cell::new(INDEX_ENTRIES_PENDING),
+            // Without room for a few bytes at the start there is none for records.
+            full: Cell::new(directory.is_base_missing()),
             stopping: Cell::new(false),
             counters: RefCell::default(),
         });
@@ -122,12 +134,17 @@ impl Volume {
 
     /// The directory.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.directory.path
     }
 
     /// The largest step of prepared space at present.
     pub fn space_step_max(&self) -> u64 {
         self.space_step_max.get()
+    }
+
+    /// How many index entries each log may hold in memory at present.
+    pub fn index_entries_pending(&self) -> usize {
+        self.index_entries_pending.get()
     }
 
     /// Whether the last try to take space failed for want of it.
@@ -163,23 +180,29 @@ impl Volume {
     /// A log was opened.
     pub fn add(&self, log: &Rc<Log>) {
         self.closed.borrow_mut().remove(log.id());
+        self.gone.borrow_mut().remove(log.id());
         self.logs.borrow_mut().insert(log.id().clone(), Rc::clone(log));
     }
 
-    /// A log was closed, with this entry, or deleted.
-    pub fn forget(&self, id: &LogId, entry: Option<Entry>) {
-        self.logs.borrow_mut().remove(id);
-        self.closed.borrow_mut().insert(id.clone(), entry);
+    /// A log was closed, with this entry, or deleted: whoever claims it next may have it.
+    pub fn forget(&self, log: &Log, entry: Option<Entry>) {
+        let is_it = |other: &Rc<Log>| other.turn() == log.turn();
+        if !self.log(log.id()).is_some_and(|other| is_it(&other)) {
+            return; // it was opened again since
+        }
+        self.logs.borrow_mut().remove(log.id());
+        if let Some(entry) = entry {
+            // Until the next owner's word is durable, this one is needed.
+            self.closed.borrow_mut().insert(log.id().clone(), entry);
+        }
+        self.directory.ledger.give_back(log.id(), log.turn(), entry);
     }
 
-    /// The entry of a log that was closed since the start.
-    pub fn closed_entry(&self, id: &LogId) -> Option<Entry> {
-        self.closed.borrow().get(id).copied().flatten()
-    }
-
-    /// Whether a log was deleted since the start.
-    pub fn was_deleted(&self, id: &LogId) -> bool {
-        matches!(self.closed.borrow().get(id), Some(None))
+    /// Makes it durable that what older checkpoints say of this log is over, for it is about to be
+    /// made again. False if that failed.
+    pub async fn forget_deleted(&self, id: &LogId, turn: u64) -> bool {
+        self.gone.borrow_mut().insert(id.clone(), turn);
+        self.flush().await
     }
 
     /// How many logs are open.
@@ -240,22 +263,6 @@ impl Volume {
                 self.flush_wanted.notify();
             }
         }
-    }
-
-    /// Flushes what is written now, without waiting for the interval. False if the flush failed.
-    pub async fn flush(&self) -> bool {
-        // A cycle that is under way may have begun before the last write ended: wait for the next.
-        let failures = self.flush_failures.get();
-        let cycle = self.cycles_begun.get() + 1;
-        self.flush_urgent.set(true);
-        self.flush_wanted.notify();
-        while self.flushes.count() < cycle {
-            if self.stopping.get() {
-                return false;
-            }
-            self.flushes.after(cycle - 1).await;
-        }
-        self.flush_failures.get() == failures
     }
 
     /// Starts writes until nothing is due or enough are in flight.
@@ -319,7 +326,7 @@ impl Volume {
                     self.set_full(true);
                     log.set_disk_full(true);
                     ring::sleep(Duration::from_secs(1)).await;
-                    if self.stopping.get() {
+                    if self.stopping.get() || !log.is_open() {
                         return Err(error);
                     }
                 }
@@ -368,98 +375,16 @@ impl Volume {
         self.work.borrow_mut().clear();
     }
 
-    async fn flush_cycle(self: Rc<Self>) {
-        while !self.stopping.get() {
-            let seen = self.flush_wanted.count();
-            if self.dirty.borrow().is_empty() && !self.flush_urgent.get() {
-                self.flush_wanted.after(seen).await;
-                continue;
-            }
-            if !self.flush_urgent.get() {
-                let _ = ring::timeout(self.flush_interval, self.until_urgent()).await;
-            }
-            self.flush_urgent.set(false);
-            self.cycles_begun.set(self.cycles_begun.get() + 1);
-            self.flush_once().await;
-            self.flushes.notify();
-        }
-    }
-
-    async fn until_urgent(&self) {
-        loop {
-            let seen = self.flush_wanted.count();
-            if self.flush_urgent.get() || self.stopping.get() {
-                return;
-            }
-            self.flush_wanted.after(seen).await;
-        }
-    }
-
-    /// One flush: what was written before it is durable after it, and a checkpoint says so.
-    async fn flush_once(&self) {
-        let dirty: Vec<Rc<Log>> = self.dirty.take();
-        let mut covered: Vec<(Rc<Log>, Covered)> = Vec::with_capacity(dirty.len());
-        for log in dirty {
-            log.flags.dirty.set(false);
-            let before = log.before_flush();
-            covered.push((log, before));
-        }
-        match ring::fs::sync_filesystem(&self.path).await {
-            Ok(()) => {
-                self.counters.borrow_mut().flushes += 1;
-                if let Some(slot) = self.fresh_slot.take() {
-                    self.durable_slot.set(slot);
-                }
-                for (log, covered) in covered {
-                    log.flushed(covered);
-                }
-                self.write_checkpoint().await;
-            }
-            Err(error) => {
-                // After a failed flush nobody knows which pages were lost: the device is suspect,
-                // and all that is certain is what an earlier flush covered.
-                tracing::error!(path = %self.path.display(), %error, "flush failed");
-                self.counters.borrow_mut().flush_failures += 1;
-                self.flush_failures.set(self.flush_failures.get() + 1);
-                for log in self.logs() {
-                    log.fail(&format!("flush failed: {error}"));
-                }
-                // Says that the logs are suspect, if it can still be said.
-                self.write_checkpoint().await;
-            }
-        }
-    }
-
-    /// Writes the slot that is not durable. It becomes so with the next completed flush; until
-    /// then, also after failed ones, the other slot is what counts.
-    async fn write_checkpoint(&self) {
-        let sequence = self.sequence.get() + 1;
-        self.sequence.set(sequence);
-        let checkpoint = Checkpoint { boot: self.boot, sequence, entries: self.entries() };
-        let slot = (self.durable_slot.get() + 1) % SLOTS;
-        self.fresh_slot.set(Some(slot));
-        let path = slot_path(&self.path, self.shard, slot);
-        match ring::fs::write(&path, checkpoint.encode()).await {
-            Ok(()) => self.counters.borrow_mut().checkpoints += 1,
-            // Without it a recovery reads more than it had to; nothing is lost.
-            Err(error) => tracing::warn!(path = %path.display(), %error, "checkpoint not written"),
-        }
-    }
-
-    /// What is known of every log, open or closed.
-    fn entries(&self) -> BTreeMap<LogId, Entry> {
-        let (logs, closed) = (self.logs.borrow(), self.closed.borrow());
-        let closed = closed.iter().filter_map(|(id, entry)| Some((id.clone(), (*entry)?)));
-        let open = logs.values().map(|log| (log.id().clone(), log.entry()));
-        closed.chain(open).collect()
-    }
-
     /// Now and then: how large steps of space may be, whether a full disk has room again, whose
     /// undo window has passed.
     async fn keep_house(self: Rc<Self>) {
         while !self.stopping.get() {
-            if let Ok(free) = ring::fs::free_bytes(&self.path).await {
-                let logs = self.logs.borrow().len().max(1) as u64;
+            let logs = self.logs.borrow().len().max(1);
+            let each = INDEX_ENTRIES_IN_ALL / logs;
+            self.index_entries_pending
+                .set(each.clamp(INDEX_ENTRIES_PENDING_MIN, INDEX_ENTRIES_PENDING));
+            if let Ok(free) = ring::fs::free_bytes(self.path()).await {
+                let logs = logs as u64;
                 let step = (free / 16 / logs).clamp(SPACE_BYTES_MIN, SPACE_BYTES_MAX);
                 self.space_step_max.set(step);
                 if free > step + SPACE_BYTES_MIN {
@@ -478,18 +403,6 @@ impl Volume {
 }
 
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What a flush covers of one log, taken before it begins.
-pub struct Covered {
-    /// Written then.
-    pub written: Place,
-    /// The last leader epoch written then.
-    pub epoch: Option<i32>,
-    /// The side files were saved then up to here.
-    pub replay: Option<Replay>,
-    /// Counts truncations: what was written before one is not there any more.
-    pub generation: u64,
-}
 
 /// Whether an error says that there is no space.
 pub fn is_full(error: &io::Error) -> bool {

@@ -101,7 +101,8 @@ impl Log {
         if inner.closing.front().is_some_and(|segment| segment.settled()) {
             return Some(Job::Seal);
         }
-        if inner.wants_saving() {
+        let waiting = inner.active.indexes.waiting();
+        if inner.wants_saving() || waiting >= self.volume().index_entries_pending() {
             return Some(Job::Save);
         }
         if let Some(bytes) = inner.wanted_prepared(step_max) {
@@ -351,7 +352,7 @@ pub async fn remove(path: &Path) -> Result<(), LogError> {
 }
 
 /// Writes bytes into a side file, creating it.
-pub async fn append_file(path: &Path, position: u64, bytes: &[u8]) -> io::Result<()> {
+pub async fn append_file(path: &Path, position: u64, bytes: &[u8]) -> io::Result<File> {
     let file = File::open(path, OpenOptions::READ_WRITE).await?;
     let mut at = position;
     let mut rest = bytes;
@@ -370,7 +371,7 @@ pub async fn append_file(path: &Path, position: u64, bytes: &[u8]) -> io::Result
             slice = slice.slice(written..slice.len());
         }
     }
-    Ok(())
+    Ok(file)
 }
 
 /// Cuts a file that may not be there.

@@ -1,40 +1,50 @@
 //! The same on an executor's own file calls, for machines that exist only in a simulation.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::{
-    BASE, Boot, BootError, CHECKPOINT, Directory, Inner, Merged, is_checkpoint, merge_files,
-    read_slot,
+    BASE, Base, Boot, BootError, CHECKPOINT, Directory, Inner, Ledger, Merged, base_of,
+    is_checkpoint, keep_found, merge_files, read_slot,
 };
-use crate::checkpoint::Checkpoint;
 use crate::inventory::FoundPartition;
 use crate::limits::CONTROL_FILE_BYTES_MAX;
 use crate::names::{self, LogId, METADATA_FILE, OWN_FOLDER};
+use crate::volume::is_full;
 
 impl Boot {
     /// As [`Boot::prepare`], on this thread's executor and without a lock: a simulated machine has
     /// one process.
     pub async fn prepare_simulated(data_dirs: &[PathBuf]) -> Result<Boot, BootError> {
-        let (mut directories, mut partitions) = (Vec::new(), Vec::new());
-        let mut count = 0;
+        let (mut found, mut partitions, mut count) = (Vec::new(), Vec::new(), 0);
         for (index, path) in data_dirs.iter().enumerate() {
             let io = |source| BootError::Io { path: path.clone(), source };
             ring::fs::create_dir_all(path.join(OWN_FOLDER)).await.map_err(io)?;
             let before = partitions.len();
             list(index, path, &mut partitions).await?;
-            let merged = read_checkpoints(path, partitions.len() > before).await?;
-            let (entries, boot, lost) = merged;
+            let here = &partitions[before..];
+            let merged = read_checkpoints(path, !here.is_empty()).await?;
+            let (mut entries, boot, lost) = merged;
+            keep_found(&mut entries, lost, here.iter());
             count = count.max(boot);
-            directories.push(Directory { path: path.clone(), entries, lost, _lock: None });
+            found.push((path.clone(), entries, lost));
         }
         count += 1;
-        for (index, directory) in directories.iter_mut().enumerate() {
-            directory.keep_found(partitions.iter().filter(|found| found.data_dir == index));
-            write_base(directory, count).await?;
+        let mut directories = Vec::new();
+        for (path, entries, lost) in found {
+            let ledger = Ledger::new(&entries);
+            let base = base_of(entries, count);
+            let base = match write_base(&path, base.encode()).await {
+                Ok(()) => Base::Written,
+                Err(error) if is_full(&error) => Base::Missing(base),
+                Err(source) => return Err(BootError::Io { path, source }),
+            };
+            let base = Mutex::new(base);
+            directories.push(Arc::new(Directory { path, boot: count, lost, ledger, base }));
         }
         partitions.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(Boot(Arc::new(Inner { count, directories, partitions })))
+        Ok(Boot(Arc::new(Inner { count, directories, partitions, _locks: Vec::new() })))
     }
 }
 
@@ -84,15 +94,14 @@ async fn read_checkpoints(data_dir: &Path, has_partitions: bool) -> Result<Merge
     Ok(merge_files(files, has_partitions))
 }
 
-async fn write_base(directory: &Directory, boot: u64) -> Result<(), BootError> {
-    let own = directory.path.join(OWN_FOLDER);
-    let io = |source| BootError::Io { path: own.clone(), source };
-    let checkpoint = Checkpoint { boot, sequence: 0, entries: directory.entries.clone() };
-    ring::fs::replace(own.join(BASE), checkpoint.encode()).await.map_err(io)?;
-    for entry in ring::fs::read_dir(&own).await.map_err(io)? {
+/// As its namesake, also for a shard that makes up for it later.
+pub(super) async fn write_base(data_dir: &Path, bytes: Vec<u8>) -> io::Result<()> {
+    let own = data_dir.join(OWN_FOLDER);
+    ring::fs::replace(own.join(BASE), bytes).await?;
+    for entry in ring::fs::read_dir(&own).await? {
         let name = entry.name.into_string().unwrap_or_default();
         if name.starts_with(CHECKPOINT) && name != BASE {
-            ring::fs::remove_file(own.join(&name)).await.map_err(io)?;
+            ring::fs::remove_file(own.join(&name)).await?;
         }
     }
     Ok(())

@@ -268,3 +268,152 @@ fn a_log_cut_below_its_first_segment_is_empty_and_goes_on_there() {
         store.close().await;
     });
 }
+
+#[test]
+fn a_failed_flush_fails_every_log_and_each_can_be_opened_again() {
+    let mut sim = Simulation::new(5, Faults::none());
+    let (written, failed) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (told, wanted) = (Rc::clone(&written), Rc::clone(&failed));
+    let executor = sim.executor(Config::small());
+    let task = sim.spawn_on(executor, ring::Share::Replicate, async move {
+        let boot = Boot::prepare_simulated(&[PathBuf::from("/data")]).await.unwrap();
+        let mut config = StoreConfig::new(0, boot);
+        config.flush_interval = Duration::from_secs(3600);
+        let store = Store::open(config).await.unwrap();
+        let mut logs = Vec::new();
+        for partition in 0..3 {
+            let (log, _) = store.open_log(id(partition), settings()).await.unwrap();
+            respond(&log, &(0..30).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+            logs.push(log);
+        }
+        for log in &logs {
+            log.flush().await.unwrap();
+        }
+        respond(&logs[0], &(30..40).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        logs[0].write_out().await.unwrap();
+        told.set(true);
+        while !wanted.get() {
+            ring::sleep(Duration::from_millis(1)).await;
+        }
+        let refused = logs[0].flush().await;
+        assert!(matches!(refused, Err(LogError::State(LogState::Failed(_)))), "{refused:?}");
+        for log in &logs {
+            let LogState::Failed(reason) = log.state() else { panic!("{:?}", log.state()) };
+            assert!(reason.contains("flush failed"), "{reason}");
+            assert_eq!(log.positions().received.0.offset, 30, "only what was flushed is certain");
+            // A flush is not tried again: it would succeed without what was lost.
+            assert!(log.flush().await.is_err());
+            assert!(log.close().await.is_err());
+        }
+        for partition in 0..3 {
+            let (log, recovered) = store.open_log(id(partition), settings()).await.unwrap();
+            assert_eq!(log.state(), LogState::Healthy);
+            assert_eq!(recovered.positions.received.0.offset, 30);
+            respond(&log, &(30..35).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+            log.flush().await.unwrap();
+            compare(&log, 35).await;
+        }
+        store.close().await;
+    });
+    sim.run_until(|_| written.get());
+    sim.disk(ring::sim::Machine::FIRST, |disk| disk.fail_flushes(1));
+    failed.set(true);
+    sim.run_until(|_| task.is_finished());
+}
+
+/// What was told to be flushed survives a power loss that is followed at once by a failing device,
+/// since a durable checkpoint said so before it was told.
+#[test]
+fn what_was_told_to_be_flushed_survives_a_crash_and_a_failing_device_after_it() {
+    for_seeds(1, 40, |seed| {
+        let mut faults = Faults::none();
+        faults.disk.delay = Duration::from_millis(1)..Duration::from_millis(20);
+        let mut sim = Simulation::new(seed, faults);
+        let told = Rc::new(Cell::new(0));
+        let executor = sim.executor(Config::small());
+        sim.spawn_on(executor, ring::Share::Replicate, rules::grow(Rc::clone(&told))).detach();
+        for _ in 0..1 + seed % 4 {
+            let before = told.get();
+            sim.run_until(|_| told.get() > before);
+        }
+        sim.crash(executor);
+        let told = told.get();
+        let last = sim.executor(Config::small());
+        let opened = Rc::new(Cell::new(false));
+        let ready = Rc::clone(&opened);
+        let task = sim.spawn_on(last, ring::Share::Replicate, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, settings()).await;
+            assert!(recovered.positions.received.0.offset >= told);
+            ready.set(true);
+            while log.is_open() {
+                ring::sleep(Duration::from_millis(1)).await;
+            }
+            let _ = log.close().await;
+            let (_, recovered) = open(&store, settings()).await;
+            let end = recovered.positions.received.0.offset;
+            assert!(end >= told, "{told} was told to be flushed, {end} is left");
+        });
+        sim.run_until(|_| opened.get());
+        sim.disk(ring::sim::Machine::FIRST, |disk| disk.fail_flushes(1));
+        sim.run_until(|_| task.is_finished());
+    });
+}
+
+/// Without a free byte the node comes up, shows what it has, and goes on when there is room.
+#[test]
+fn a_disk_that_is_full_at_the_start_keeps_nothing_from_being_read() {
+    for_seeds(1, 20, |seed| {
+        let mut sim = Simulation::new(seed, Faults::none());
+        let flushed = Rc::new(Cell::new(false));
+        let done = Rc::clone(&flushed);
+        let executor = sim.executor(Config::small());
+        let task = async move {
+            let store = simulated_store().await;
+            let (log, _) = open(&store, settings()).await;
+            respond(&log, &(0..70).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+            log.flush().await.unwrap();
+            done.set(true);
+            std::future::pending::<()>().await;
+        };
+        sim.spawn_on(executor, ring::Share::Replicate, task).detach();
+        sim.run_until(|_| flushed.get());
+        sim.crash(executor);
+        let machine = ring::sim::Machine::FIRST;
+        sim.disk(machine, |disk| disk.set_capacity(0));
+        let (up, room) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let (shown, freed) = (Rc::clone(&up), Rc::clone(&room));
+        let last = sim.executor(Config::small());
+        let task = sim.spawn_on(last, ring::Share::Replicate, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, settings()).await;
+            assert_eq!(recovered.corrupt, None);
+            assert_eq!(recovered.positions.received.0.offset, 70);
+            assert_eq!(log.state(), LogState::DiskFull);
+            let refused = log.flush().await;
+            assert!(matches!(refused, Err(LogError::State(LogState::DiskFull))), "{refused:?}");
+            compare(&log, 70).await;
+            shown.set(true);
+            while !freed.get() || log.state() == LogState::DiskFull {
+                ring::sleep(Duration::from_millis(10)).await;
+            }
+            respond(&log, &(70..80).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+            assert_eq!(log.flush().await.unwrap().flushed.0.offset, 80);
+            std::future::pending::<()>().await;
+        });
+        sim.run_until(|_| up.get());
+        sim.disk(machine, |disk| disk.set_capacity(1 << 40));
+        room.set(true);
+        sim.run_for(Duration::from_secs(30));
+        assert!(!task.is_finished());
+        sim.crash(last);
+        let third = sim.executor(Config::small());
+        sim.run_on(third, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, settings()).await;
+            assert_eq!(recovered.corrupt, None);
+            assert_eq!(recovered.positions.received.0.offset, 80);
+            compare(&log, 80).await;
+        });
+    });
+}

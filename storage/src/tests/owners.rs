@@ -1,0 +1,129 @@
+//! Logs that pass from one shard to another, and what each shard's checkpoints say of them.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use ring::sim::{Faults, Simulation};
+use ring::{Config, Share};
+
+use super::simulated::{batch, settings};
+use super::*;
+
+fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
+    range.flat_map(batch).collect()
+}
+
+/// Two shards over the same directories.
+async fn shards() -> [Rc<Store>; 2] {
+    let boot = Boot::prepare_simulated(&[PathBuf::from("/data")]).await.unwrap();
+    let open = async |shard| {
+        let mut config = StoreConfig::new(shard, boot.clone());
+        config.flush_interval = Duration::from_millis(20);
+        Store::open(config).await.unwrap()
+    };
+    [open(0).await, open(1).await]
+}
+
+/// Runs one life that ends with a power loss as soon as it says so, then opens the log again.
+fn crash_and_reopen<L, F>(life: L, check: fn(&Recovered))
+where
+    L: Fn([Rc<Store>; 2], Rc<Cell<bool>>) -> F + Copy + 'static,
+    F: Future<Output = ()>,
+{
+    for seed in 1..20 {
+        let mut sim = Simulation::new(seed, Faults::none());
+        let executor = sim.executor(Config::small());
+        let ready = Rc::new(Cell::new(false));
+        let done = Rc::clone(&ready);
+        let task = async move {
+            life(shards().await, done).await;
+            std::future::pending::<()>().await;
+        };
+        sim.spawn_on(executor, Share::Replicate, task).detach();
+        sim.run_until(|_| ready.get());
+        sim.crash(executor);
+        let last = sim.executor(Config::small());
+        sim.run_on(last, async move {
+            let [store, _] = shards().await;
+            let (_, recovered) = open(&store, settings()).await;
+            check(&recovered);
+        });
+    }
+}
+
+#[test]
+fn a_log_made_again_is_not_held_against_the_one_before_it() {
+    crash_and_reopen(
+        |[one, other]: [Rc<Store>; 2], ready: Rc<Cell<bool>>| async move {
+            let (log, _) = open(&one, settings()).await;
+            respond(&log, &batches(0..60), 3000).unwrap();
+            for _ in 0..5 {
+                log.flush().await.unwrap();
+            }
+            log.delete().await.unwrap();
+            let (log, recovered) = open(&other, settings()).await;
+            assert!(recovered.new);
+            respond(&log, &batches(0..3), 3000).unwrap();
+            log.write_out().await.unwrap();
+            ready.set(true);
+        },
+        |recovered| {
+            assert_eq!(recovered.corrupt, None);
+            assert!(recovered.positions.received.0.offset <= 3);
+        },
+    );
+}
+
+#[test]
+fn of_two_shards_the_later_owner_is_believed() {
+    crash_and_reopen(
+        |[one, other]: [Rc<Store>; 2], ready: Rc<Cell<bool>>| async move {
+            let (log, _) = open(&one, settings()).await;
+            respond(&log, &batches(0..60), 3000).unwrap();
+            for _ in 0..9 {
+                // The other one's checkpoints are never so many.
+                log.flush().await.unwrap();
+            }
+            log.close().await.unwrap();
+            let (log, recovered) = open(&other, settings()).await;
+            assert_eq!(recovered.positions.flushed.0.offset, 60);
+            log.truncate_to(10).await.unwrap();
+            one.flush().await;
+            ready.set(true);
+        },
+        |recovered| {
+            assert_eq!(recovered.corrupt, None);
+            assert_eq!(recovered.positions.received.0.offset, 10);
+        },
+    );
+}
+
+#[test]
+fn a_log_is_open_in_one_shard_at_a_time() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let executor = sim.executor(Config::small());
+    sim.run_on(executor, async move {
+        let [one, other] = shards().await;
+        let (log, _) = open(&one, settings()).await;
+        let refused = other.open_log(id(0), settings()).await;
+        assert!(matches!(refused, Err(LogError::Open)));
+        respond(&log, &batches(0..5), 3000).unwrap();
+        log.close().await.unwrap();
+        // Closing a second time is nobody's business any more.
+        let (moved, recovered) = open(&other, settings()).await;
+        let _ = log.close().await;
+        assert_eq!(recovered.positions.received.0.offset, 5);
+        assert!(matches!(one.open_log(id(0), settings()).await, Err(LogError::Open)));
+        moved.close().await.unwrap();
+        let other_topic = LogSettings { topic_id: Some([1; 16]), ..settings() };
+        let (log, _) = open(&one, other_topic.clone()).await;
+        assert_eq!(log.positions().received.0.offset, 5);
+        log.close().await.unwrap();
+        // An opening that fails gives the log back.
+        let wrong = LogSettings { topic_id: Some([2; 16]), ..settings() };
+        assert!(matches!(other.open_log(id(0), wrong).await, Err(LogError::TopicId { .. })));
+        let (log, recovered) = open(&one, other_topic).await;
+        assert_eq!(recovered.positions.flushed.0.offset, 5);
+        log.close().await.unwrap();
+    });
+}

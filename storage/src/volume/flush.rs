@@ -1,0 +1,165 @@
+//! The flush cycle of a data directory: what makes written bytes flushed ones.
+//!
+//! One cycle: the written ends of all dirty logs are noted; `syncfs`; a checkpoint with these ends
+//! goes into the slot that is not durable, over its old bytes, so that a full disk has room for it;
+//! the slot is flushed; and only now do the ends count as *flushed*. So what is shown as flushed is
+//! never ahead of a checkpoint that says so, and no crash followed by a failing device takes it back.
+//!
+//! A flush that fails is not repeated: after it the kernel counts the pages it lost as clean, and
+//! the next flush would succeed without them. All logs of the directory are FAILED; each may be
+//! closed and opened again, which cuts it to what an earlier flush covered, reads the rest from the
+//! device and lets the source send what was cut once more. On a full disk, where not even the slot
+//! can be written, nothing fails: the ends stay unflushed, and every cycle tries again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+
+use crate::boot::slot_path;
+use crate::checkpoint::{Checkpoint, Entry, Replay, SLOTS};
+use crate::log::Log;
+use crate::names::LogId;
+use crate::position::Place;
+use crate::work::append_file;
+
+use super::{Volume, is_full};
+
+/// What a flush covers of one log, taken before it begins.
+pub struct Covered {
+    /// Written then.
+    pub written: Place,
+    /// The last leader epoch written then.
+    pub epoch: Option<i32>,
+    /// The side files were saved then up to here.
+    pub replay: Option<Replay>,
+    /// Counts truncations: what was written before one is not there any more.
+    pub generation: u64,
+}
+
+impl Volume {
+    /// Flushes what is written now, without waiting for the interval. False if the flush failed, or
+    /// there was no room for its checkpoint.
+    pub async fn flush(&self) -> bool {
+        // A cycle that is under way may have begun before the last write ended: wait for the next.
+        let (failures, missed) = (self.flush_failures.get(), self.missed.get());
+        let cycle = self.cycles_begun.get() + 1;
+        self.flush_urgent.set(true);
+        self.flush_wanted.notify();
+        while self.flushes.count() < cycle {
+            if self.stopping.get() {
+                return false;
+            }
+            self.flushes.after(cycle - 1).await;
+        }
+        self.flush_failures.get() == failures && self.missed.get() == missed
+    }
+
+    pub(super) async fn flush_cycle(self: Rc<Self>) {
+        while !self.stopping.get() {
+            let seen = self.flush_wanted.count();
+            if self.dirty.borrow().is_empty() && !self.flush_urgent.get() {
+                self.flush_wanted.after(seen).await;
+                continue;
+            }
+            if !self.flush_urgent.get() {
+                let _ = ring::timeout(self.flush_interval, self.until_urgent()).await;
+            }
+            self.flush_urgent.set(false);
+            self.cycles_begun.set(self.cycles_begun.get() + 1);
+            self.flush_once().await;
+            self.flushes.notify();
+        }
+    }
+
+    async fn until_urgent(&self) {
+        loop {
+            let seen = self.flush_wanted.count();
+            if self.flush_urgent.get() || self.stopping.get() {
+                return;
+            }
+            self.flush_wanted.after(seen).await;
+        }
+    }
+
+    /// One flush: what was written before it is durable after it, and a checkpoint says so.
+    async fn flush_once(&self) {
+        let dirty: Vec<Rc<Log>> = self.dirty.take();
+        let mut covered: Vec<(Rc<Log>, Covered)> = Vec::with_capacity(dirty.len());
+        for log in dirty {
+            log.flags.dirty.set(false);
+            let before = log.before_flush();
+            covered.push((log, before));
+        }
+        if let Err(error) = ring::fs::sync_filesystem(self.path()).await {
+            return self.failed(&error).await;
+        }
+        self.counters.borrow_mut().flushes += 1;
+        let raised: Vec<_> = covered
+            .into_iter()
+            .map(|(log, covered)| {
+                let place = log.raise_flushed(&covered);
+                (log, covered.generation, place)
+            })
+            .collect();
+        match self.write_checkpoint().await {
+            Ok(()) => {
+                for (log, generation, place) in raised {
+                    log.show_flushed(generation, place);
+                }
+            }
+            Err(error) if is_full(&error) => {
+                self.set_full(true);
+                self.missed.set(self.missed.get() + 1);
+                tracing::warn!(path = %self.path().display(), %error, "no room for a checkpoint");
+                for (log, ..) in raised {
+                    if !log.flags.dirty.replace(true) {
+                        self.dirty.borrow_mut().push(log);
+                    }
+                }
+                // Not at once again: there is no more room than there was.
+                ring::sleep(self.flush_interval).await;
+            }
+            Err(error) => self.failed(&error).await,
+        }
+    }
+
+    /// After a failed flush nobody knows which pages were lost: the device is suspect, and all that
+    /// is certain is what an earlier flush covered.
+    async fn failed(&self, error: &io::Error) {
+        tracing::error!(path = %self.path().display(), %error, "flush failed");
+        self.counters.borrow_mut().flush_failures += 1;
+        self.flush_failures.set(self.flush_failures.get() + 1);
+        for log in self.logs() {
+            log.fail(&format!("flush failed: {error}"));
+        }
+        // Says that the logs are suspect, if it can still be said.
+        if let Err(error) = self.write_checkpoint().await {
+            tracing::warn!(path = %self.path().display(), %error, "checkpoint not written");
+        }
+    }
+
+    /// Writes the slot that is not durable, and makes it so; else the other one is what counts.
+    async fn write_checkpoint(&self) -> io::Result<()> {
+        self.directory.finish_base().await?;
+        let sequence = self.sequence.get() + 1;
+        self.sequence.set(sequence);
+        let boot = self.directory.boot;
+        let gone = self.gone.borrow().clone();
+        let checkpoint = Checkpoint { boot, sequence, entries: self.entries(), gone };
+        let slot = (self.durable_slot.get() + 1) % SLOTS;
+        let path = slot_path(self.path(), self.shard, slot);
+        let file = append_file(&path, 0, &checkpoint.encode()).await?;
+        file.sync_data().await?;
+        self.durable_slot.set(slot);
+        self.counters.borrow_mut().checkpoints += 1;
+        Ok(())
+    }
+
+    /// What is known of every log, open or closed.
+    fn entries(&self) -> BTreeMap<LogId, Entry> {
+        let (logs, closed) = (self.logs.borrow(), self.closed.borrow());
+        let closed = closed.iter().map(|(id, entry)| (id.clone(), *entry));
+        let open = logs.values().map(|log| (log.id().clone(), log.entry()));
+        closed.chain(open).collect()
+    }
+}
