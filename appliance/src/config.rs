@@ -13,6 +13,7 @@ pub use link::LinkConfig;
 pub use problem::{ConfigError, Problem};
 
 use reader::{File, Section};
+use shards::control::VerifySettings;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,6 +63,24 @@ pub struct ShardsConfig {
     pub memory_bytes: u64,
     /// How much of the machine is ours.
     pub profile: Profile,
+    /// Stored bytes each shard reads again per second, to verify them; 0: none.
+    pub verify_rate: u64,
+    /// How long it rests after all of them.
+    pub verify_every: Duration,
+}
+
+/// How long after a start stored bytes are first read again, at most.
+const VERIFY_AFTER: Duration = Duration::from_secs(60);
+
+impl ShardsConfig {
+    /// How shards verify what is stored; none: they do not.
+    pub fn verify_settings(&self) -> Option<VerifySettings> {
+        (self.verify_rate > 0).then(|| VerifySettings {
+            bytes_per_second: self.verify_rate,
+            first_after: self.verify_every.min(VERIFY_AFTER),
+            every: self.verify_every,
+        })
+    }
 }
 
 impl Config {
@@ -145,7 +164,13 @@ fn read(file: &File<'_>, root: &DeTable<'_>) -> Option<Config> {
 
 impl Default for ShardsConfig {
     fn default() -> Self {
-        ShardsConfig { cores: Cores::Auto, memory_bytes: 2 << 30, profile: Profile::Auto }
+        ShardsConfig {
+            cores: Cores::Auto,
+            memory_bytes: 2 << 30,
+            profile: Profile::Auto,
+            verify_rate: 32 << 20,
+            verify_every: Duration::from_secs(7 * 24 * 60 * 60),
+        }
     }
 }
 
@@ -216,8 +241,17 @@ fn read_shards(mut shards: Section<'_>) -> Option<ShardsConfig> {
         let what = format!("`{profile}` is no profile");
         shards.note("profile", what, "one of \"auto\", \"dev\", \"shared\", \"dedicated\"");
     }
+    let verify_rate = shards.size("verify_rate", default.verify_rate, 0..=1 << 40);
+    let rest = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 60 * 60);
+    let verify_every = shards.duration("verify_every", default.verify_every, rest);
     shards.finish();
-    Some(ShardsConfig { cores: cores?, memory_bytes: memory_bytes?, profile: parsed? })
+    Some(ShardsConfig {
+        cores: cores?,
+        memory_bytes: memory_bytes?,
+        profile: parsed?,
+        verify_rate: verify_rate?,
+        verify_every: verify_every?,
+    })
 }
 
 #[cfg(test)]

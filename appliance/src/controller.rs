@@ -171,6 +171,29 @@ impl Controller {
                 );
                 "fault"
             }
+            Event::Damaged { key, from, to, reason } => {
+                tracing::error!(
+                    link = &*key.link,
+                    topic = &*key.topic,
+                    partition = key.partition,
+                    from,
+                    to,
+                    reason,
+                    "stored bytes have changed; they are fetched again if the source has them"
+                );
+                "damaged"
+            }
+            Event::Repaired { key, from, to } => {
+                tracing::info!(
+                    link = &*key.link,
+                    topic = &*key.topic,
+                    partition = key.partition,
+                    from,
+                    to,
+                    "damaged offsets were fetched again and are whole"
+                );
+                "repaired"
+            }
             Event::Truncated { key, from, to } => {
                 tracing::warn!(
                     link = &*key.link,

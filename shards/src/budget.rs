@@ -87,6 +87,20 @@ fn reservable() -> usize {
     ring::memory().total / 100 * RESERVABLE_PERCENT
 }
 
+/// Why fetches wait for memory, and what to do about it.
+pub fn shortage() -> String {
+    let memory = ring::memory();
+    let needed = (memory.used + FETCH_BYTES_MIN) / RESERVABLE_PERCENT * 100;
+    format!(
+        "no memory for records: {} of this shard's {} KiB are held by the ends of idle logs (a block \
+         each) and by records not yet written, and fetches wait; set memory in [shards] so that \
+         each shard has more than {} KiB, or use more shards",
+        memory.used >> 10,
+        memory.total >> 10,
+        needed >> 10
+    )
+}
+
 impl Place<'_> {
     fn ahead(&self) -> usize {
         let line = self.budget.line.borrow();

@@ -133,11 +133,25 @@ pub enum Command {
         /// The snapshot.
         reply: oneshot::Sender<ShardStatus>,
     },
+    /// Read stored bytes again, in the background, and repair what has changed. Replaces what was
+    /// said before; begins anew.
+    Verify(VerifySettings),
     /// Close sockets, flush, seal and cut live segments, end the thread.
     Stop {
         /// Done.
         reply: oneshot::Sender<()>,
     },
+}
+
+/// How stored bytes are verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifySettings {
+    /// How many bytes per second a shard reads for it at most; 0: as fast as it can.
+    pub bytes_per_second: u64,
+    /// When the first pass begins.
+    pub first_after: Duration,
+    /// How long it rests after a pass.
+    pub every: Duration,
 }
 
 /// How a link is replicated, as far as shards need to know.
@@ -273,8 +287,9 @@ pub struct PartitionView {
 pub struct Sealed {
     /// Which.
     pub key: PartitionKey,
-    /// The next offset after what is flushed.
-    pub end_offset: i64,
+    /// The next offset after what is flushed; `None`: nothing ever came, or its log cannot be
+    /// used and nothing is known of it.
+    pub end_offset: Option<i64>,
     /// The epoch of its last batch.
     pub last_epoch: Option<i32>,
     /// Why the flush failed, if it did.
@@ -313,6 +328,9 @@ pub struct PartitionStatus {
     pub written: i64,
     /// Safe from power loss.
     pub flushed: i64,
+    /// Up to where the source's records are committed: it does not go back for a leader that says
+    /// less for a moment.
+    pub high_watermark: i64,
     /// The source's log start as last heard; `None`: not heard since start.
     pub source_start: Option<i64>,
     /// The source's high watermark as last heard; `None`: not heard since start.
@@ -346,6 +364,8 @@ pub enum PartitionState {
     Retrying,
     /// The disk has no room. Nothing is fetched until it has.
     DiskFull,
+    /// There is no memory for records. Nothing is fetched until there is.
+    MemoryShort,
     /// A person has to decide.
     Faulted(FaultCode),
     /// Bytes that were safe on disk are not what they were.
@@ -363,6 +383,7 @@ impl PartitionState {
             Self::Paused => "PAUSED",
             Self::Retrying => "RETRYING",
             Self::DiskFull => "DISK_FULL",
+            Self::MemoryShort => "MEMORY_SHORT",
             Self::Faulted(_) => "FAULTED",
             Self::Corrupt => "CORRUPT",
             Self::Sealed => "SEALED",
@@ -443,6 +464,14 @@ pub struct ShardStats {
     pub memory_used: u64,
     /// Of that, the most ever lent out.
     pub memory_peak: u64,
+    /// Stored bytes read again, to be verified.
+    pub bytes_verified: u64,
+    /// When all that is stored was last verified; `None`: not since start.
+    pub verified_at_ms: Option<i64>,
+    /// Damaged ranges that verifying has found.
+    pub damages_found: u64,
+    /// Damaged ranges mended from the source.
+    pub damages_repaired: u64,
     /// Errors by kind.
     pub errors: Vec<(&'static str, u64)>,
 }
@@ -473,6 +502,26 @@ pub enum Event {
         code: FaultCode,
         /// In words.
         reason: String,
+    },
+    /// Stored bytes are not what they were.
+    Damaged {
+        /// Where.
+        key: PartitionKey,
+        /// The first damaged offset.
+        from: i64,
+        /// One past the last damaged offset.
+        to: i64,
+        /// What was seen.
+        reason: String,
+    },
+    /// A damaged range was fetched again and is whole.
+    Repaired {
+        /// Where.
+        key: PartitionKey,
+        /// The first offset.
+        from: i64,
+        /// One past the last offset.
+        to: i64,
     },
     /// Records the source had lost were cut off here too.
     Truncated {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use net::backoff::Backoff;
 use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
 use net::{ConnectOptions, Connection, NetError};
-use ring::ClosingSocket;
+use ring::{ClosingSocket, Instant};
 use storage::log::LogState;
 use uuid::Uuid;
 
@@ -51,8 +51,10 @@ pub struct FetcherShared {
     changes: RefCell<Vec<Change>>,
     waker: Cell<Option<Waker>>,
     hurried: Cell<bool>,
-    /// When the last answer came, in wall milliseconds.
-    pub heard_ms: Cell<i64>,
+    /// When the last answer came.
+    pub heard: Cell<Option<Instant>>,
+    /// Since when it waits for memory.
+    pub starved: Cell<Option<Instant>>,
     pub connected: Cell<bool>,
     /// The open socket, to see it closed.
     pub socket: Cell<Option<ClosingSocket>>,
@@ -73,7 +75,8 @@ impl FetcherShared {
             changes: RefCell::default(),
             waker: Cell::default(),
             hurried: Cell::new(false),
-            heard_ms: Cell::new(0),
+            heard: Cell::new(None),
+            starved: Cell::new(None),
             connected: Cell::new(false),
             socket: Cell::new(None),
             arrived: Cell::new(0),
@@ -239,7 +242,9 @@ impl Fetcher {
 
     /// One request and its answer.
     async fn fetch(&mut self, connection: &mut Connection) -> Result<(), NetError> {
+        self.shared.starved.set(Some(ring::now()));
         let reserved = self.link.reserve(self.size.bytes()).await;
+        self.shared.starved.set(None);
         let limits = FetchLimits {
             max_wait_ms: FETCH_WAIT_MS,
             min_bytes: 1,
@@ -405,12 +410,12 @@ impl Fetcher {
         self.link.metadata_stale();
         let pause = self.backoff.failed(ring::random());
         let now_ms = ring::wall_ms();
-        let retry_at_ms = now_ms + pause.as_millis() as i64;
+        let retry_at = ring::now() + pause;
         for key in self.by_uid.values() {
             if let Some(Some(member)) = self.members.get(*key as usize)
                 && member.partition.term() == member.term
             {
-                member.partition.source_away(error.to_string(), retry_at_ms, now_ms);
+                member.partition.source_away(error.to_string(), retry_at, now_ms);
             }
         }
         // A change (another leader, another address) cuts the pause short.

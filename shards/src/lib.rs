@@ -21,6 +21,7 @@ mod limits;
 mod link;
 mod partition;
 mod pool;
+mod repairing;
 mod shard;
 mod sink;
 

@@ -27,12 +27,24 @@ pub const HELD_ANSWER_MIN: Duration = Duration::from_millis(FETCH_WAIT_MS as u64
 /// A partition below the source's end that so many answers in a row passed over, though there was
 /// room in them, has no more records there: brokers serve those first that had to wait.
 pub const PASSED_OVER_MAX: u32 = 16;
+/// A connection that has waited so long for memory says so.
+pub const STARVED_AFTER: Duration = Duration::from_secs(2);
+/// A source that says for so long that less is committed than it once said, is followed: twice the
+/// time a new leader may need to hear of its followers (replica.lag.time.max.ms).
+pub const HIGH_WATERMARK_PATIENCE: Duration = Duration::from_secs(60);
+/// How soon a log that is being opened is looked at again by who wants it closed or deleted.
+pub const OPENING_LOOK: Duration = Duration::from_millis(5);
 /// Same-kind failures of one partition in a row before a person is asked.
 pub const BAD_BATCHES_MAX: u32 = 5;
 /// How often the pool of connections is reconsidered.
 pub const POOL_INTERVAL: Duration = Duration::from_millis(500);
 /// A partition so many bytes behind is backfill.
 pub const BACKFILL_BYTES: u64 = 8 << 20;
+/// When all partitions on the tail connection to a broker together lack so much, they are backfill,
+/// too, although none of them is far behind by itself.
+pub const BACKLOG_BYTES: u64 = 4 * BACKFILL_BYTES;
+/// Those of them, that is, that lack so much.
+pub const BACKLOG_SHARE_BYTES_MIN: u64 = 16 << 10;
 /// How long an answer to the tail connection should take to arrive: its partitions wait for one
 /// another.
 pub const TAIL_ANSWER_TARGET: Duration = Duration::from_millis(500);
@@ -55,5 +67,9 @@ pub const FRUITLESS_ANSWERS_FREE: u32 = 16;
 pub const FRUITLESS_PAUSE: Duration = Duration::from_millis(2);
 /// The longest of these pauses.
 pub const FRUITLESS_PAUSE_MAX: Duration = Duration::from_millis(250);
+/// How soon a log that was opened again is read.
+pub const REOPENED_LOOK: Duration = Duration::from_secs(1);
+/// Answers without a record of a damaged range, before the source counts as not having it.
+pub const EMPTY_REPAIR_ANSWERS_MAX: u32 = 3;
 /// How long a failover waits for room on a full disk, before it ends with what could be written.
 pub const FULL_DISK_PATIENCE: Duration = Duration::from_secs(10);

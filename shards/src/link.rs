@@ -2,7 +2,7 @@
 //! which partition.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,14 +10,16 @@ use std::time::Duration;
 
 use net::rate_limit::RateLimit;
 use ring::{Share, Task};
+use storage::verify::Verifier;
 use tokio::sync::mpsc;
 
 use crate::budget::{Budget, Reserved, Sharer};
 use crate::control::{ClusterView, Event, FaultCode, LinkSettings};
 use crate::fetcher::{Fetcher, FetcherShared, Kind};
-use crate::limits::POOL_INTERVAL;
+use crate::limits::{BACKFILL_BYTES, BACKLOG_BYTES, BACKLOG_SHARE_BYTES_MIN, POOL_INTERVAL};
 use crate::partition::{Condition, Leader, Partition};
 use crate::pool::{Interval, Pool};
+use crate::repairing::Repairs;
 use crate::shard::Shard;
 
 /// One link's part of a shard.
@@ -33,6 +35,8 @@ pub struct Link {
     brokers: RefCell<BTreeMap<i32, BrokerPool>>,
     /// Partitions that are tried again at a time they know.
     retries: RefCell<BTreeMap<u64, Rc<Partition>>>,
+    /// Damage to be mended.
+    pub repairs: Repairs,
     rate: RefCell<Option<RateLimit>>,
     backfill_rate: RefCell<Option<RateLimit>>,
     stale_told: Cell<Option<ring::Instant>>,
@@ -45,6 +49,21 @@ pub struct Link {
 struct BrokerPool {
     fetchers: BTreeMap<Kind, (Rc<FetcherShared>, Task<()>)>,
     pool: Pool,
+}
+
+/// Another rate: what was spent under the old one stays spent, and a change brings no burst.
+fn change_rate(limit: &RefCell<Option<RateLimit>>, before: Option<u64>, after: Option<u64>) {
+    if before == after {
+        return;
+    }
+    let now_ns = ring::now().as_nanos();
+    let owed = limit.borrow().as_ref().map_or(Duration::ZERO, |limit| limit.delay(now_ns));
+    *limit.borrow_mut() = after.map(|rate| {
+        let mut limit = RateLimit::new(rate, rate, now_ns);
+        let owed_bytes = owed.as_secs_f64() * before.unwrap_or(0) as f64;
+        limit.spend(now_ns, rate.saturating_add(owed_bytes as u64));
+        limit
+    });
 }
 
 /// Metadata is not asked for again sooner than this.
@@ -62,22 +81,25 @@ impl Link {
             partitions: RefCell::default(),
             brokers: RefCell::default(),
             retries: RefCell::default(),
+            repairs: Repairs::default(),
             rate: RefCell::default(),
             backfill_rate: RefCell::default(),
             stale_told: Cell::default(),
             placement: Cell::new(0),
         });
-        link.set_settings(settings);
+        // A burst of one second: fetches come in pieces of megabytes.
+        let now_ns = ring::now().as_nanos();
+        let limit = |rate: Option<u64>| rate.map(|rate| RateLimit::new(rate, rate, now_ns));
+        *link.rate.borrow_mut() = limit(settings.rate_limit);
+        *link.backfill_rate.borrow_mut() = limit(settings.backfill_rate_limit);
         link
     }
 
     pub fn set_settings(&self, settings: LinkSettings) {
-        let now_ns = ring::now().as_nanos();
-        // A burst of one second: fetches come in pieces of megabytes.
-        let limit = |rate: Option<u64>| rate.map(|rate| RateLimit::new(rate, rate, now_ns));
-        *self.rate.borrow_mut() = limit(settings.rate_limit);
-        *self.backfill_rate.borrow_mut() = limit(settings.backfill_rate_limit);
-        *self.settings.borrow_mut() = settings;
+        let before = self.settings.replace(settings.clone());
+        change_rate(&self.rate, before.rate_limit, settings.rate_limit);
+        let backfill = (before.backfill_rate_limit, settings.backfill_rate_limit);
+        change_rate(&self.backfill_rate, backfill.0, backfill.1);
     }
 
     pub fn settings(&self) -> LinkSettings {
@@ -99,6 +121,12 @@ impl Link {
         self.detach(partition);
         self.partitions.borrow_mut().remove(&partition.uid);
         self.retries.borrow_mut().remove(&partition.uid);
+        self.repairs.remove(partition);
+    }
+
+    /// Whether a partition is one of the link's.
+    pub fn has(&self, partition: &Partition) -> bool {
+        self.partitions.borrow().contains_key(&partition.uid)
     }
 
     pub fn partitions(&self) -> Vec<Rc<Partition>> {
@@ -127,6 +155,16 @@ impl Link {
             partition.leader_known(now_ms);
             self.place(&partition);
         }
+        self.forget_departed();
+    }
+
+    /// Brokers that have left the cluster and lead nothing need no connections.
+    fn forget_departed(&self) {
+        let fetched = |partition: &Rc<Partition>| Some(partition.fetcher()?.broker);
+        let mut wanted: HashSet<i32> =
+            self.partitions.borrow().values().filter_map(fetched).collect();
+        wanted.extend(self.view.borrow().brokers.iter().map(|broker| broker.id));
+        self.brokers.borrow_mut().retain(|id, _| wanted.contains(id));
     }
 
     /// Where a broker is: its name for messages, and its addresses.
@@ -144,8 +182,7 @@ impl Link {
             self.detach(partition);
             return;
         }
-        let key = (Arc::clone(&partition.key.topic), partition.key.partition);
-        let leader = self.leaders.borrow().get(&key).copied();
+        let leader = self.leader(partition);
         let before = partition.leader.replace(leader);
         let Some(Leader { broker, .. }) = leader else {
             self.detach(partition);
@@ -167,6 +204,12 @@ impl Link {
             partition.set_unchecked(true);
         }
         self.fetcher(broker, kind).add(partition);
+    }
+
+    /// Who leads a partition, as control last said.
+    pub fn leader(&self, partition: &Partition) -> Option<Leader> {
+        let key = (Arc::clone(&partition.key.topic), partition.key.partition);
+        self.leaders.borrow().get(&key).copied()
     }
 
     fn kind(&self, broker: i32, partition: &Partition) -> Kind {
@@ -209,7 +252,7 @@ impl Link {
             .filter_map(|(shared, _)| shared.socket.take())
             .collect();
         drop(pools); // and with them the tasks: each drops its connection
-        for socket in sockets {
+        for socket in sockets.into_iter().chain(self.repairs.stop()) {
             socket.closed().await;
         }
     }
@@ -225,7 +268,8 @@ impl Link {
     pub fn connections(&self) -> u32 {
         let brokers = self.brokers.borrow();
         let fetchers = brokers.values().flat_map(|pool| pool.fetchers.values());
-        fetchers.filter(|(shared, _)| shared.connected.get()).count() as u32
+        let fetching = fetchers.filter(|(shared, _)| shared.connected.get()).count() as u32;
+        fetching + self.repairs.connections()
     }
 
     /// Looks at a partition again when its time comes, if it is still one of ours.
@@ -235,14 +279,36 @@ impl Link {
         }
     }
 
+    /// What was read again, on behalf of all links of the shard.
+    pub fn verifier(&self) -> Rc<Verifier> {
+        Rc::clone(&self.shard.verifier)
+    }
+
+    /// A corrupt log was opened again: its segments behind the damage are to be verified.
+    pub fn reopened(&self, partition: &Rc<Partition>) {
+        self.shard.reopened.borrow_mut().push(Rc::clone(partition));
+    }
+
+    pub fn count_repair(&self) {
+        let counted = &self.shard.counters.damages_repaired;
+        counted.set(counted.get() + 1);
+    }
+
+    /// Damage whose time has come is fetched again.
+    pub fn repair_due(self: &Rc<Self>) {
+        if !self.paused.get() {
+            self.repairs.run_due(self);
+        }
+    }
+
     /// Partitions whose time has come are tried again.
     pub fn retry_due(self: &Rc<Self>) {
-        let now_ms = ring::wall_ms();
+        let now = ring::now();
         let waiting = self.retries.take();
         for (uid, partition) in waiting {
-            partition.retry_due(now_ms);
+            partition.retry_due(now);
             match partition.condition() {
-                Condition::Waiting { .. } | Condition::NoLeader { retry_at_ms: Some(_), .. } => {
+                Condition::Waiting { .. } | Condition::NoLeader { retry_at: Some(_), .. } => {
                     self.retries.borrow_mut().insert(uid, partition);
                 }
                 _ => self.place(&partition),
@@ -256,27 +322,46 @@ impl Link {
         let most = self.settings.borrow().connections_max as usize;
         let mut changed = false;
         let mut backfilling: HashMap<i32, usize> = HashMap::new();
+        let mut tail: HashMap<i32, (u64, Vec<(u64, &Rc<Partition>)>)> = HashMap::new();
         let partitions = self.partitions.borrow();
         let received = partitions.values().map(|p| p.bytes()).sum::<u64>();
         let usual = received.checked_div(partitions.values().map(|p| p.records()).sum());
         for partition in partitions.values() {
             let Some(fetcher) = partition.fetcher() else { continue };
-            if !partition.backfill.get() && partition.is_far_behind(usual) {
-                partition.backfill.set(true);
-                changed = true;
+            if !partition.backfill.get() {
+                let missing = partition.missing_bytes(usual);
+                let (all, behind) = tail.entry(fetcher.broker).or_default();
+                *all = all.saturating_add(missing);
+                if missing >= BACKLOG_SHARE_BYTES_MIN {
+                    behind.push((missing, partition));
+                }
             }
             if partition.backfill.get() {
                 *backfilling.entry(fetcher.broker).or_default() += 1;
             }
         }
+        for (broker, (all, behind)) in tail {
+            // Many that lack a little are a backlog, too.
+            let backlog = all >= BACKLOG_BYTES;
+            for (missing, partition) in behind {
+                if backlog || missing >= BACKFILL_BYTES {
+                    partition.backfill.set(true);
+                    *backfilling.entry(broker).or_default() += 1;
+                    changed = true;
+                }
+            }
+        }
         for (broker, connections) in self.brokers.borrow_mut().iter_mut() {
-            let arrived = |(shared, _): &(Rc<FetcherShared>, Task<()>)| match shared.kind {
-                Kind::Tail => 0,
-                Kind::Backfill(_) => shared.arrived.take(),
-            };
+            let arrived: Vec<u64> = connections
+                .fetchers
+                .values()
+                .filter(|(shared, _)| shared.kind != Kind::Tail)
+                .map(|(shared, _)| shared.arrived.take())
+                .collect();
             let seen = Interval {
                 backfilling: backfilling.remove(broker).unwrap_or(0),
-                bytes: connections.fetchers.values().map(arrived).sum(),
+                bytes: arrived.iter().sum(),
+                carrying: arrived.iter().filter(|bytes| **bytes > 0).count(),
                 busy,
             };
             changed |= connections.pool.consider(&seen, most);

@@ -9,14 +9,17 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use net::backoff::Backoff;
+use net::backoff::{self, Backoff};
+use ring::Instant;
 use storage::check::AppendError;
 use storage::log::{Log, LogState};
 use uuid::Uuid;
 
 use crate::control::{Assign, FaultCode, Mode, PartitionKey, PartitionState, PartitionStatus};
 use crate::fetcher::FetcherShared;
-use crate::pool::is_far_behind;
+use crate::limits::{BACKFILL_BYTES, HIGH_WATERMARK_PATIENCE, STARVED_AFTER};
+use crate::pool::missing_bytes;
+use crate::repairing::RepairNote;
 
 /// One partition. Shared by the link, the fetcher that serves it and the commands that touch it.
 pub struct Partition {
@@ -40,12 +43,22 @@ pub struct Partition {
     appending: Cell<Option<u64>>,
     /// The last batch has to be compared with the source before records are taken.
     unchecked: Cell<bool>,
-    /// Its log is being cut back.
+    /// The source said that its log parts from ours, so many times in a row, and it did not.
+    pub contradicted: Cell<u32>,
+    /// Since when the source says less than what it once called committed.
+    lower_since: Cell<Option<Instant>>,
+    /// Tries to open its log.
+    pub opening: Cell<u32>,
+    /// Its log failed, and is opened again.
+    pub reopening: RefCell<Reopening>,
+    /// Its log is being cut back, or opened again.
     pub cutting: Cell<bool>,
     /// Far behind: it belongs on a backfill connection.
     pub backfill: Cell<bool>,
     pub leader: Cell<Option<Leader>>,
     source: Cell<Source>,
+    /// What became of the last try to mend its damage.
+    pub repair: RefCell<RepairNote>,
     bytes_received: Cell<u64>,
     records_received: Cell<u64>,
 }
@@ -66,7 +79,53 @@ struct Source {
     /// It was found to hold no records from the first of these offsets to the second.
     bare: Option<(i64, i64)>,
     caught_up: bool,
-    caught_up_at_ms: Option<i64>,
+    caught_up_at: Option<Instant>,
+}
+
+/// When a failed log is opened again.
+#[derive(Default)]
+pub struct Reopening {
+    backoff: Backoff,
+    /// The next try; `None` until the failure is seen.
+    at: Option<Instant>,
+    /// A try is under way.
+    pub running: bool,
+    /// When the last try succeeded.
+    done: Option<Instant>,
+    /// Why the last try did not.
+    trouble: Option<String>,
+}
+
+impl Reopening {
+    /// Whether to try now. The first look at a failure only sets the time.
+    pub fn is_due(&mut self, now: Instant, random: u64) -> bool {
+        let Some(at) = self.at else {
+            // One that was fine for long begins anew.
+            if self.done.is_some_and(|done| now - done > backoff::LONGEST) {
+                self.backoff.succeeded();
+            }
+            self.at = Some(now + self.backoff.failed(random));
+            return false;
+        };
+        !self.running && at <= now
+    }
+
+    /// A person wants it at once.
+    pub fn hurry(&mut self, now: Instant) {
+        self.backoff.succeeded();
+        self.at = Some(now);
+    }
+
+    /// A try has ended.
+    pub fn tried(&mut self, result: Result<(), String>, now: Instant, random: u64) {
+        self.running = false;
+        self.trouble = result.err();
+        if self.trouble.is_some() {
+            self.at = Some(now + self.backoff.failed(random));
+        } else {
+            (self.at, self.done) = (None, Some(now));
+        }
+    }
 }
 
 impl Source {
@@ -87,11 +146,11 @@ pub enum Condition {
     Fine,
     /// Waits for control to say who leads it; or for the next try with the same, who may only not
     /// have heard of it yet.
-    NoLeader { reason: String, retry_at_ms: Option<i64> },
+    NoLeader { reason: String, retry_at: Option<Instant> },
     /// Its connection is down and will be tried again.
-    SourceAway { reason: String, retry_at_ms: i64 },
+    SourceAway { reason: String, retry_at: Instant },
     /// Waits for its next try.
-    Waiting { reason: String, retry_at_ms: i64 },
+    Waiting { reason: String, retry_at: Instant },
     /// Waits for a person.
     Faulted { code: FaultCode, reason: String },
 }
@@ -113,10 +172,15 @@ impl Partition {
             fetcher: RefCell::new(None),
             appending: Cell::new(None),
             unchecked: Cell::new(true),
+            contradicted: Cell::new(0),
+            lower_since: Cell::new(None),
+            opening: Cell::new(0),
+            reopening: RefCell::default(),
             cutting: Cell::new(false),
             backfill: Cell::new(false),
             leader: Cell::new(None),
             source: Cell::default(),
+            repair: RefCell::default(),
             bytes_received: Cell::new(0),
             records_received: Cell::new(0),
         })
@@ -178,8 +242,8 @@ impl Partition {
     /// It is tried again after a pause that grows; returns how long that is.
     pub fn failed(&self, reason: String, random: u64, now_ms: i64) -> Duration {
         let pause = self.backoff.borrow_mut().failed(random);
-        let retry_at_ms = now_ms + i64::try_from(pause.as_millis()).unwrap_or(i64::MAX / 2);
-        self.set_condition(Condition::Waiting { reason, retry_at_ms }, now_ms);
+        let retry_at = ring::now() + pause;
+        self.set_condition(Condition::Waiting { reason, retry_at }, now_ms);
         pause
     }
 
@@ -191,15 +255,15 @@ impl Partition {
 
     /// Nobody leads it.
     pub fn no_leader(&self, reason: String, now_ms: i64) {
-        self.set_condition(Condition::NoLeader { reason, retry_at_ms: None }, now_ms);
+        self.set_condition(Condition::NoLeader { reason, retry_at: None }, now_ms);
     }
 
     /// Its leader says that it is none. Control is asked, but may have nothing new to say: then the
     /// same one is tried again after a pause that grows.
     pub fn refused_by_leader(&self, reason: String, random: u64, now_ms: i64) {
         let pause = self.backoff.borrow_mut().failed(random);
-        let retry_at_ms = Some(now_ms + pause.as_millis() as i64);
-        self.set_condition(Condition::NoLeader { reason, retry_at_ms }, now_ms);
+        let retry_at = Some(ring::now() + pause);
+        self.set_condition(Condition::NoLeader { reason, retry_at }, now_ms);
     }
 
     /// A person has to decide.
@@ -222,15 +286,15 @@ impl Partition {
         }
     }
 
-    /// The time of the next try has come.
-    pub fn retry_due(&self, now_ms: i64) {
+    /// The time of the next try has come, or not yet. A clock that jumps changes nothing.
+    pub fn retry_due(&self, now: Instant) {
         let due = match &*self.condition.borrow() {
-            Condition::Waiting { retry_at_ms, .. }
-            | Condition::NoLeader { retry_at_ms: Some(retry_at_ms), .. } => *retry_at_ms <= now_ms,
+            Condition::Waiting { retry_at, .. }
+            | Condition::NoLeader { retry_at: Some(retry_at), .. } => *retry_at <= now,
             _ => false,
         };
         if due {
-            self.set_condition(Condition::Fine, now_ms);
+            self.set_condition(Condition::Fine, ring::wall_ms());
         }
     }
 
@@ -250,7 +314,8 @@ impl Partition {
         }
         let mut current = self.fetcher.borrow_mut();
         if let Some(old) = current.take() {
-            self.freeze_lag(old.heard_ms.get());
+            self.freeze_lag(old.heard.get());
+            self.lower_since.set(None);
         }
         *current = fetcher;
         self.term.set(self.term.get() + 1);
@@ -308,13 +373,16 @@ impl Partition {
     /// Whether it lacks more than what a few answers bring. `usual` is the size of a record where
     /// it has not seen any of its own.
     pub fn is_far_behind(&self, usual: Option<u64>) -> bool {
+        self.missing_bytes(usual) >= BACKFILL_BYTES
+    }
+
+    /// How much it lacks, as far as can be known.
+    pub fn missing_bytes(&self, usual: Option<u64>) -> u64 {
         let own = self.bytes().checked_div(self.records());
-        let (Some(bytes), Some(end), Some(log)) =
-            (own.or(usual), self.source.get().end, self.log())
-        else {
-            return false;
-        };
-        is_far_behind(end.saturating_sub(log.positions().received.0.offset), bytes)
+        match (own.or(usual), self.source.get().end, self.received()) {
+            (Some(bytes), Some(end), Some(ours)) => missing_bytes(end.saturating_sub(ours), bytes),
+            _ => 0,
+        }
     }
 
     /// Whether we have all the source had when it last answered.
@@ -324,9 +392,9 @@ impl Partition {
 
     /// The whole connection is down; shown, but the partition stays with its fetcher, which tries
     /// again by itself.
-    pub fn source_away(&self, reason: String, retry_at_ms: i64, now_ms: i64) {
+    pub fn source_away(&self, reason: String, retry_at: Instant, now_ms: i64) {
         if matches!(*self.condition.borrow(), Condition::Fine | Condition::SourceAway { .. }) {
-            self.set_condition(Condition::SourceAway { reason, retry_at_ms }, now_ms);
+            self.set_condition(Condition::SourceAway { reason, retry_at }, now_ms);
         }
     }
 
@@ -336,6 +404,27 @@ impl Partition {
         source.start = (start >= 0).then_some(start).or(source.start);
         source.end = (end >= 0).then_some(end).or(source.end);
         self.source.set(source);
+        let lower = end >= 0 && self.log().is_some_and(|log| end < log.high_watermark());
+        match (lower, self.lower_since.get()) {
+            (true, None) => self.lower_since.set(Some(ring::now())),
+            (false, Some(_)) => self.lower_since.set(None),
+            _ => {}
+        }
+    }
+
+    /// A leader may say less for a moment after an election; one that goes on saying so never had
+    /// what was said before. Then the high watermark follows it down, as a follower's does, but
+    /// never below what we have: that was committed when it came.
+    pub fn follow_lower_end(&self, now: Instant) {
+        let Some(since) = self.lower_since.get() else { return };
+        // Silence on a connection that is down says nothing.
+        let said = self.fetcher().is_some_and(|f| f.connected.get() && f.heard.get() > Some(since));
+        if said && now - since >= HIGH_WATERMARK_PATIENCE {
+            self.lower_since.set(None);
+            if let (Some(log), Some(end)) = (self.log(), self.source.get().end) {
+                log.lower_high_watermark(end);
+            }
+        }
     }
 
     /// Follows the source's log start as last heard. One beyond our end is a gap and is not
@@ -349,7 +438,7 @@ impl Partition {
     }
 
     /// Notes whether we have all the source had when an answer was sent.
-    pub fn note_lag(&self, heard_ms: i64) {
+    pub fn note_lag(&self, heard: Instant) {
         let mut source = self.source.get();
         let received = self.received();
         source.caught_up = match (received, source.records_end(received)) {
@@ -357,27 +446,27 @@ impl Partition {
             _ => false,
         };
         if source.caught_up {
-            source.caught_up_at_ms = Some(heard_ms);
+            source.caught_up_at = Some(heard);
         }
         self.source.set(source);
     }
 
     /// The source has no records between our end and its own: its log ends with a gap.
-    pub fn note_bare(&self, heard_ms: i64) {
+    pub fn note_bare(&self, heard: Instant) {
         let mut source = self.source.get();
         source.bare = self.received().zip(source.end);
         self.source.set(source);
-        self.note_lag(heard_ms);
+        self.note_lag(heard);
     }
 
     fn received(&self) -> Option<i64> {
         self.log().map(|log| log.positions().received.0.offset)
     }
 
-    fn freeze_lag(&self, heard_ms: i64) {
+    fn freeze_lag(&self, heard: Option<Instant>) {
         let mut source = self.source.get();
         if source.caught_up {
-            source.caught_up_at_ms = source.caught_up_at_ms.max(Some(heard_ms));
+            source.caught_up_at = source.caught_up_at.max(heard);
             source.caught_up = false;
         }
         self.source.set(source);
@@ -385,14 +474,20 @@ impl Partition {
 
     /// The snapshot for status and metrics.
     pub fn status(&self) -> PartitionStatus {
-        let (state, reason, retry_at_ms) = self.shown();
+        let (now, now_ms) = (ring::now(), ring::wall_ms());
+        // Clocks jump: times are kept on one that does not, and told on the wall's.
+        let on_wall = |at: Instant| match at > now {
+            true => now_ms.saturating_add((at - now).as_millis() as i64),
+            false => now_ms.saturating_sub((now - at).as_millis() as i64),
+        };
+        let (state, reason, retry_at_ms) = self.shown(now, on_wall);
         let source = self.source.get();
-        let heard_ms = self.fetcher.borrow().as_ref().map(|fetcher| fetcher.heard_ms.get());
+        let heard = self.fetcher.borrow().as_ref().and_then(|fetcher| fetcher.heard.get());
         // In an incremental session silence means that nothing changed: a partition that had all
         // still has all, as of the last answer on its connection.
-        let caught_up_at_ms = match (source.caught_up, heard_ms) {
-            (true, Some(heard)) => source.caught_up_at_ms.max(Some(heard)),
-            _ => source.caught_up_at_ms,
+        let caught_up_at = match source.caught_up {
+            true => source.caught_up_at.max(heard),
+            false => source.caught_up_at,
         };
         let positions = self.log().map(|log| log.positions());
         PartitionStatus {
@@ -405,10 +500,11 @@ impl Partition {
             received: positions.map_or(0, |p| p.received.0.offset),
             written: positions.map_or(0, |p| p.written.0.offset),
             flushed: positions.map_or(0, |p| p.flushed.0.offset),
+            high_watermark: positions.map_or(0, |p| p.high_watermark),
             source_start: source.start,
             source_end: source.end,
             source_records_end: source.records_end(self.received()),
-            caught_up_at_ms,
+            caught_up_at_ms: caught_up_at.map(on_wall),
             bytes_received: self.bytes_received.get(),
             records_received: self.records_received.get(),
             leader: self.leader.get().map(|leader| leader.broker),
@@ -416,22 +512,52 @@ impl Partition {
         }
     }
 
-    fn shown(&self) -> (PartitionState, Option<String>, Option<i64>) {
+    /// The damaged offsets in words, if there are any.
+    pub fn damage(&self) -> Option<String> {
+        self.shown_damage().map(|shown| shown.0)
+    }
+
+    /// The damaged offsets in words, and when their repair is tried again.
+    fn shown_damage(&self) -> Option<(String, Option<i64>)> {
+        let damages = self.log().filter(|log| log.is_damaged())?.damages();
+        let first = damages.first()?;
+        let mut reason = format!(
+            "bytes that were safe on disk have changed: offsets {} to {}, segment {}, bytes {:?}: \
+             {}",
+            first.offsets.start, first.offsets.end, first.segment, first.bytes, first.reason
+        );
+        if damages.len() > 1 {
+            reason += &format!("; and {} more ranges", damages.len() - 1);
+        }
+        let note = self.repair.borrow();
+        if let Some(why) = &note.reason {
+            reason += &format!("; not repaired: {why}");
+        }
+        Some((reason, note.retry_at_ms.filter(|_| note.reason.is_some())))
+    }
+
+    /// Its connection has waited long for memory.
+    fn is_starved(&self, now: Instant) -> bool {
+        let waits = self.fetcher.borrow().as_ref().and_then(|fetcher| fetcher.starved.get());
+        waits.is_some_and(|since| now - since >= STARVED_AFTER)
+    }
+
+    fn shown(
+        &self,
+        now: Instant,
+        on_wall: impl Fn(Instant) -> i64,
+    ) -> (PartitionState, Option<String>, Option<i64>) {
+        if let Some((reason, retry_at_ms)) = self.shown_damage() {
+            return (PartitionState::Corrupt, Some(reason), retry_at_ms);
+        }
         match (self.log().map(|log| log.state()), self.mode()) {
-            (Some(LogState::Corrupt(damage)), _) => {
-                let reason = format!(
-                    "bytes that were safe on disk have changed: offsets {} to {}, segment {}, \
-                     bytes {:?}: {}",
-                    damage.offsets.start,
-                    damage.offsets.end,
-                    damage.segment,
-                    damage.bytes,
-                    damage.reason
-                );
-                return (PartitionState::Corrupt, Some(reason), None);
-            }
-            (Some(LogState::Failed(reason)), _) => {
-                return (PartitionState::Faulted(FaultCode::LocalLog), Some(reason), None);
+            (Some(LogState::Failed(mut reason)), _) => {
+                let reopening = self.reopening.borrow();
+                if let Some(trouble) = &reopening.trouble {
+                    reason += &format!("; it cannot be opened again: {trouble}");
+                }
+                let retry_at_ms = reopening.at.map(on_wall);
+                return (PartitionState::Faulted(FaultCode::LocalLog), Some(reason), retry_at_ms);
             }
             (_, Mode::Sealed) => return (PartitionState::Sealed, None, None),
             (_, Mode::Held { state, reason }) => return (state, Some(reason), None),
@@ -440,18 +566,24 @@ impl Partition {
                 let reason = "no room on the disk; fetching goes on when there is".to_owned();
                 return (PartitionState::DiskFull, Some(reason), None);
             }
-            (Some(LogState::Healthy | LogState::Closed) | None, Mode::Replicate) => {}
+            (
+                Some(LogState::Healthy | LogState::Closed | LogState::Corrupt(_)) | None,
+                Mode::Replicate,
+            ) => {}
         }
         match self.condition() {
             Condition::Faulted { code, reason } => {
                 (PartitionState::Faulted(code), Some(reason), None)
             }
-            Condition::Waiting { reason, retry_at_ms }
-            | Condition::SourceAway { reason, retry_at_ms } => {
-                (PartitionState::Retrying, Some(reason), Some(retry_at_ms))
+            Condition::Waiting { reason, retry_at }
+            | Condition::SourceAway { reason, retry_at } => {
+                (PartitionState::Retrying, Some(reason), Some(on_wall(retry_at)))
             }
-            Condition::NoLeader { reason, retry_at_ms } => {
-                (PartitionState::Retrying, Some(reason), retry_at_ms)
+            Condition::NoLeader { reason, retry_at } => {
+                (PartitionState::Retrying, Some(reason), retry_at.map(on_wall))
+            }
+            Condition::Fine if self.is_starved(now) => {
+                (PartitionState::MemoryShort, Some(crate::budget::shortage()), None)
             }
             Condition::Fine if self.unchecked.get() || self.fetcher.borrow().is_none() => {
                 (PartitionState::Starting, None, None)

@@ -7,7 +7,7 @@
 //! their end share one connection; only those far behind get more, up to a limit, and never more
 //! than there are such partitions.
 
-use crate::limits::{BACKFILL_BYTES, FETCH_BYTES_FIRST, FETCH_BYTES_MAX, FETCH_BYTES_MIN};
+use crate::limits::{FETCH_BYTES_FIRST, FETCH_BYTES_MAX, FETCH_BYTES_MIN};
 use std::time::Duration;
 
 /// What one interval showed of the backfill connections to a broker.
@@ -17,6 +17,8 @@ pub struct Interval {
     pub backfilling: usize,
     /// What arrived for them, in bytes.
     pub bytes: u64,
+    /// Connections on which anything arrived.
+    pub carrying: usize,
     /// The core had hardly any time left: more connections would not help it.
     pub busy: bool,
 }
@@ -44,7 +46,8 @@ struct Grown {
 
 /// Two connections fill each other's gaps on a short link.
 const LEAST: usize = 2;
-const SETTLING: u32 = 2;
+const SETTLING: u32 = 10;
+const SETTLED: u32 = 1;
 const PATIENCE_MIN: u32 = 20;
 const PATIENCE_MAX: u32 = 600;
 
@@ -64,7 +67,12 @@ impl Pool {
             *self = Pool { patience: PATIENCE_MIN, factor: 2, ..Pool::default() };
             self.set(if before == 0 { most.min(LEAST) } else { most });
         } else if self.settling > 0 {
+            // New connections get their partitions between two answers of the old ones. What they
+            // bring shows when all of them carry something, which may never be.
             self.settling -= 1;
+            if seen.carrying >= before {
+                self.settling = self.settling.min(SETTLED);
+            }
         } else {
             self.judge(seen);
             if self.wait > 0 {
@@ -99,9 +107,9 @@ impl Pool {
     }
 }
 
-/// Whether a partition that lacks so many records of this size is far behind.
-pub fn is_far_behind(lag: i64, bytes_per_record: u64) -> bool {
-    u64::try_from(lag).unwrap_or(0).saturating_mul(bytes_per_record) >= BACKFILL_BYTES
+/// What so many records of this size are, in bytes.
+pub fn missing_bytes(lag: i64, bytes_per_record: u64) -> u64 {
+    u64::try_from(lag).unwrap_or(0).saturating_mul(bytes_per_record)
 }
 
 /// How much one fetch of a connection asks for: what arrives in the time an answer should take.
@@ -145,7 +153,8 @@ mod tests {
     fn settle(pool: &mut Pool, each: u64, most: u64, intervals: u32, max: usize) {
         for _ in 0..intervals {
             let bytes = (pool.connections() as u64 * each).min(most);
-            pool.consider(&Interval { backfilling: 1000, bytes, busy: false }, max);
+            let carrying = pool.connections();
+            pool.consider(&Interval { backfilling: 1000, bytes, carrying, busy: false }, max);
         }
     }
 
@@ -179,10 +188,25 @@ mod tests {
     }
 
     #[test]
+    fn new_connections_are_judged_when_they_carry_something() {
+        let mut pool = Pool::default();
+        let mut carrying = 0;
+        for round in 0..40 {
+            // It takes three intervals until a new connection has its partitions.
+            if round % 4 == 3 {
+                carrying = pool.connections();
+            }
+            let bytes = carrying as u64 * 10;
+            pool.consider(&Interval { backfilling: 100, bytes, carrying, busy: false }, 65);
+        }
+        assert_eq!(pool.connections(), 64);
+    }
+
+    #[test]
     fn a_busy_core_is_left_alone() {
         let mut pool = Pool::default();
         for _ in 0..100 {
-            pool.consider(&Interval { backfilling: 100, bytes: 1, busy: true }, 16);
+            pool.consider(&Interval { backfilling: 100, bytes: 1, carrying: 2, busy: true }, 16);
         }
         assert_eq!(pool.connections(), 2);
     }
@@ -211,10 +235,9 @@ mod tests {
 
     #[test]
     fn far_behind_is_a_matter_of_bytes() {
-        assert!(!is_far_behind(-1, u64::MAX));
-        assert!(!is_far_behind(1000, 1000));
-        assert!(is_far_behind(1_000_000, 1000));
-        assert!(is_far_behind(i64::MAX, u64::MAX));
+        assert_eq!(missing_bytes(-1, u64::MAX), 0);
+        assert_eq!(missing_bytes(1000, 1000), 1_000_000);
+        assert_eq!(missing_bytes(i64::MAX, u64::MAX), u64::MAX);
     }
 
     proptest! {
@@ -225,7 +248,8 @@ mod tests {
         ) {
             let mut pool = Pool::default();
             for (backfilling, bytes, busy) in seen {
-                pool.consider(&Interval { backfilling, bytes, busy }, max);
+                let carrying = bytes as usize % 7;
+                pool.consider(&Interval { backfilling, bytes, carrying, busy }, max);
                 let most = backfilling.min(max.saturating_sub(1).max(1));
                 prop_assert!((1..=most).contains(&pool.connections()));
             }

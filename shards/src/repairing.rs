@@ -9,6 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use net::backoff::Backoff;
 use net::codes::Meaning;
@@ -28,7 +29,8 @@ use uuid::Uuid;
 use crate::control::{Event, Mode, VerifySettings};
 use crate::fetcher::Kind;
 use crate::limits::{
-    CONNECT_LIMIT, EMPTY_REPAIR_ANSWERS_MAX, FETCH_WAIT_MS, PARTITION_BYTES_MAX, REQUEST_LIMIT,
+    CONNECT_LIMIT, EMPTY_REPAIR_ANSWERS_MAX, FETCH_WAIT_MS, PARTITION_BYTES_MAX, REOPENED_LOOK,
+    REQUEST_LIMIT,
 };
 use crate::link::Link;
 use crate::partition::{Leader, Partition};
@@ -93,20 +95,36 @@ pub async fn verify_all(shard: Rc<Shard>, settings: VerifySettings) {
     ring::sleep(settings.first_after).await;
     loop {
         for partition in shard.partitions() {
-            let Some(log) = partition.log() else { continue };
-            let found = log.verify(&verifier).await;
-            shard.counters.damages_found.set(shard.counters.damages_found.get() + found as u64);
-            if let Some(link) = shard.link(&partition.key.link)
-                && log.is_damaged()
-            {
-                if found > 0 {
-                    tell_damages(&link, &partition, &log);
-                }
-                link.repairs.add(&partition);
-            }
+            verify_one(&shard, &partition, &verifier).await;
         }
         shard.counters.verified_at_ms.set(Some(ring::wall_ms()));
-        ring::sleep(settings.every).await;
+        rest(&shard, &verifier, settings.every).await;
+    }
+}
+
+/// Between two passes only logs that were opened again are read: before, not all of them was known.
+async fn rest(shard: &Shard, verifier: &Verifier, every: Duration) {
+    let until = ring::now() + every;
+    while ring::now() < until {
+        let left = until - ring::now();
+        ring::sleep(left.min(REOPENED_LOOK)).await;
+        for partition in shard.reopened.take() {
+            verify_one(shard, &partition, verifier).await;
+        }
+    }
+}
+
+async fn verify_one(shard: &Shard, partition: &Rc<Partition>, verifier: &Verifier) {
+    let Some(log) = partition.log() else { return };
+    let found = log.verify(verifier).await;
+    shard.counters.damages_found.set(shard.counters.damages_found.get() + found as u64);
+    if let Some(link) = shard.link(&partition.key.link)
+        && log.is_damaged()
+    {
+        if found > 0 {
+            tell_damages(&link, partition, &log);
+        }
+        link.repairs.add(partition);
     }
 }
 
@@ -242,6 +260,7 @@ async fn look(
         if was_corrupt && log.is_open() {
             partition.clear(ring::wall_ms());
             link.place(&partition);
+            link.reopened(&partition);
         }
         damages
     });
@@ -322,6 +341,7 @@ async fn finish(
         partition.cutting.set(false);
         if log.is_open() {
             partition.clear(ring::wall_ms());
+            link.reopened(&partition);
         }
         link.place(&partition);
     }

@@ -1,42 +1,41 @@
 //! A shard: its thread, its executor, its partitions, and the commands that steer it.
 
+mod ending;
+mod opening;
+mod status;
+
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
-use ring::{Share, spawn};
-use storage::log::{Log, LogError, LogSettings, LogState};
+use ring::{Share, Task, spawn};
+use storage::log::LogState;
 use storage::names::LogId;
-use storage::position::Positions;
 use storage::store::{Store, StoreConfig};
+use storage::verify::Verifier;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use uuid::Uuid;
 
 use crate::budget::Budget;
-use crate::control::{
-    Assign, Command, Event, LinkSettings, Mode, PartitionKey, Refused, Sealed, ShardConfig,
-    ShardStats, ShardStatus,
-};
-use crate::limits::{
-    COMMANDS_WAITING_MAX, FULL_DISK_PATIENCE, MAINTENANCE_INTERVAL, OPENS_AT_ONCE, POOL_INTERVAL,
-};
+use crate::control::{Command, Event, LinkSettings, Mode, PartitionKey, ShardConfig};
+use crate::limits::{COMMANDS_WAITING_MAX, MAINTENANCE_INTERVAL, POOL_INTERVAL};
 use crate::link::Link;
 use crate::partition::{Condition, Partition};
+use crate::repairing::verify_all;
 
 /// Why a shard could not start.
 #[derive(Debug, Error)]
 pub enum StartError {
     /// No thread could be had.
-    #[error("cannot start the thread of shard {shard}: {source}")]
+    #[error("cannot start the thread of shard {shard}: {}", why_not_started(source))]
     Thread {
         /// Which shard.
         shard: u16,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -74,11 +73,28 @@ pub fn start(
             };
             match ring::run(executor, run(config, events, inbox)) {
                 Ok(result) => result,
-                Err(error) => Err(format!("shard {index}: its io_uring failed: {error}")),
+                Err(error) => Err(format!("shard {index}: {}", why_not_started(&error))),
             }
         })
         .map_err(|source| StartError::Thread { shard: index, source })?;
     Ok(ShardHandle { index, commands, thread })
+}
+
+/// Why an executor or its thread cannot be had, and which limit to raise.
+fn why_not_started(error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            "; no more threads: raise the limit of processes (TasksMax=, ulimit -u)"
+        }
+        io::ErrorKind::OutOfMemory => {
+            "; no more memory to lock: raise LimitMEMLOCK= (ulimit -l), or set less memory in [shards]"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; io_uring is not allowed here: see kernel.io_uring_disabled and seccomp rules"
+        }
+        _ => "",
+    };
+    format!("its io_uring or a thread of it: {error}{advice}")
 }
 
 /// What all of a shard's links and partitions share.
@@ -87,12 +103,18 @@ pub struct Shard {
     pub budget: Rc<Budget>,
     pub counters: Counters,
     pub events: mpsc::Sender<Event>,
+    pub verifier: Rc<Verifier>,
+    verifying: RefCell<Option<Task<()>>>,
+    /// Partitions whose logs were opened again after a repair.
+    pub reopened: RefCell<Vec<Rc<Partition>>>,
     store: Rc<Store>,
     /// Logs that are on disk.
     existing: RefCell<HashSet<LogId>>,
     links: RefCell<BTreeMap<Arc<str>, Rc<Link>>>,
     partitions: RefCell<BTreeMap<PartitionKey, Rc<Partition>>>,
     uids: Cell<u64>,
+    /// Failed logs that are being opened again.
+    reopening: Cell<usize>,
 }
 
 /// Plain counters of this shard.
@@ -100,6 +122,9 @@ pub struct Shard {
 pub struct Counters {
     pub fetches: Cell<u64>,
     pub bytes_received: Cell<u64>,
+    pub verified_at_ms: Cell<Option<i64>>,
+    pub damages_found: Cell<u64>,
+    pub damages_repaired: Cell<u64>,
     errors: RefCell<HashMap<&'static str, u64>>,
 }
 
@@ -128,11 +153,15 @@ pub async fn run(
         budget: Rc::default(),
         counters: Counters::default(),
         events,
+        verifier: Rc::new(Verifier::new(0)),
+        verifying: RefCell::default(),
+        reopened: RefCell::default(),
         store,
         existing: RefCell::new(existing),
         links: RefCell::default(),
         partitions: RefCell::default(),
         uids: Cell::new(0),
+        reopening: Cell::new(0),
     });
     let _maintenance = spawn(Share::Background, Rc::clone(&shard).maintain());
     while let Some(command) = inbox.recv().await {
@@ -179,26 +208,24 @@ impl Shard {
                 spawn(Share::Background, self.seal(link, topics, reply)).detach();
             }
             Command::Release { partitions, reply } => {
-                spawn(Share::Background, async move {
-                    for key in partitions {
-                        if let Some(log) = self.take_out(&key)
-                            && let Err(error) = log.close().await
-                        {
-                            tracing::warn!("{key}: closing its log: {error}");
-                        }
-                    }
-                    let _ = reply.send(());
-                })
-                .detach();
+                spawn(Share::Background, self.release(partitions, reply)).detach();
             }
             Command::Delete { partitions, reply } => {
                 spawn(Share::Background, self.delete(partitions, reply)).detach();
+            }
+            Command::Verify(settings) => {
+                let task = spawn(Share::Background, verify_all(Rc::clone(&self), settings));
+                *self.verifying.borrow_mut() = Some(task);
             }
             Command::Stop { .. } => unreachable!("the root task stops"),
         }
     }
 
-    fn link(&self, name: &Arc<str>) -> Option<Rc<Link>> {
+    pub fn partitions(&self) -> Vec<Rc<Partition>> {
+        self.partitions.borrow().values().cloned().collect()
+    }
+
+    pub fn link(&self, name: &Arc<str>) -> Option<Rc<Link>> {
         self.links.borrow().get(name).cloned()
     }
 
@@ -220,105 +247,26 @@ impl Shard {
     }
 
     fn of_topics(&self, link: &Arc<str>, topics: Option<&[Arc<str>]>) -> Vec<Rc<Partition>> {
-        let Some(link) = self.link(link) else { return Vec::new() };
-        let mut partitions = link.partitions();
-        if let Some(topics) = topics {
-            let topics: HashSet<&Arc<str>> = topics.iter().collect();
-            partitions.retain(|p| topics.contains(&p.key.topic));
+        let Some(known) = self.link(link) else { return Vec::new() };
+        let Some(topics) = topics else { return known.partitions() };
+        let partitions = self.partitions.borrow();
+        let mut found = Vec::new();
+        for topic in topics.iter().collect::<BTreeSet<_>>() {
+            let key = |partition| PartitionKey {
+                link: Arc::clone(link),
+                topic: Arc::clone(topic),
+                partition,
+            };
+            let all = partitions.range(key(i32::MIN)..=key(i32::MAX)).map(|(_, p)| p);
+            found.extend(all.filter(|partition| known.has(partition)).cloned());
         }
-        partitions
+        found
     }
 
     fn set_mode(&self, partition: &Rc<Partition>, mode: Mode) {
         partition.set_mode(mode, ring::wall_ms());
         if let Some(link) = self.link(&partition.key.link) {
             link.place(partition);
-        }
-    }
-
-    async fn assign(
-        self: Rc<Self>,
-        partitions: Vec<Assign>,
-        reply: oneshot::Sender<Vec<Result<(), Refused>>>,
-    ) {
-        let mut answers = Vec::with_capacity(partitions.len());
-        let mut waiting = partitions.into_iter();
-        loop {
-            let some: Vec<_> = waiting.by_ref().take(OPENS_AT_ONCE).collect();
-            if some.is_empty() {
-                break;
-            }
-            let opening: Vec<_> = some
-                .into_iter()
-                .map(|assign| spawn(Share::Background, Rc::clone(&self).assign_one(assign)))
-                .collect();
-            for task in opening {
-                answers.push(task.await);
-            }
-        }
-        let _ = reply.send(answers);
-    }
-
-    async fn assign_one(self: Rc<Self>, assign: Assign) -> Result<(), Refused> {
-        let Some(link) = self.link(&assign.key.link) else {
-            return Err(Refused { reason: format!("link {} is not known", assign.key.link) });
-        };
-        if let Some(known) = { self.partitions.borrow().get(&assign.key).cloned() } {
-            self.set_mode(&known, assign.mode);
-            return Ok(());
-        }
-        self.uids.set(self.uids.get() + 1);
-        let partition = Partition::new(self.uids.get(), assign, ring::wall_ms());
-        self.partitions.borrow_mut().insert(partition.key.clone(), Rc::clone(&partition));
-        if let Err(reason) = self.open_log(&partition, None, &link.settings()).await {
-            self.partitions.borrow_mut().remove(&partition.key);
-            return Err(Refused { reason });
-        }
-        link.add(&partition);
-        Ok(())
-    }
-
-    /// Opens a partition's log. Without a `start` only one that is there already: where a new one
-    /// begins, the source has to say first.
-    pub async fn open_log(
-        &self,
-        partition: &Partition,
-        start: Option<i64>,
-        link: &LinkSettings,
-    ) -> Result<(), String> {
-        let assign = &partition.assign;
-        let id = LogId {
-            link: assign.key.link.to_string(),
-            topic: assign.key.topic.to_string(),
-            partition: assign.key.partition,
-        };
-        let exists = self.existing.borrow().contains(&id);
-        if !exists && start.is_none() {
-            return Ok(());
-        }
-        let data_dir = self.config.boot.data_dirs().position(|dir| dir == assign.data_dir);
-        let Some(data_dir) = data_dir else {
-            return Err(format!("{} is no data directory", assign.data_dir.display()));
-        };
-        let settings = LogSettings {
-            topic_id: assign.topic_id.map(Uuid::into_bytes),
-            data_dir,
-            segment_bytes: u64::from(assign.segment_bytes),
-            segment_ms: assign.segment_ms,
-            batch_bytes_max: link.batch_bytes_max,
-            undo_window: link.undo_window,
-            start_offset_if_new: start.unwrap_or(0),
-        };
-        match self.store.open_log(id.clone(), settings).await {
-            Ok((log, recovered)) => {
-                if recovered.torn_bytes > 0 || recovered.corrupt.is_some() {
-                    tracing::warn!(partition = %partition.key, ?recovered, "recovered");
-                }
-                self.existing.borrow_mut().insert(id);
-                partition.set_log(Some(log));
-                Ok(())
-            }
-            Err(error) => Err(format!("{}: {error}", partition.key)),
         }
     }
 
@@ -345,144 +293,46 @@ impl Shard {
         let _ = reply.send(());
     }
 
-    fn resume(&self, name: &Arc<str>, topics: Option<&[Arc<str>]>) {
+    fn resume(self: &Rc<Self>, name: &Arc<str>, topics: Option<&[Arc<str>]>) {
         let Some(link) = self.link(name) else { return };
         for partition in self.of_topics(name, topics) {
             if topics.is_some() {
                 partition.set_mode(Mode::Replicate, ring::wall_ms());
             }
+            if partition.log().is_some_and(|log| log.is_damaged()) {
+                link.repairs.add(&partition);
+            }
             // What runs well goes on as it does; everything else begins anew.
             if partition.fetcher().is_none() || partition.condition() != Condition::Fine {
                 partition.clear(ring::wall_ms());
             }
+            if partition.log().is_some_and(|log| matches!(log.state(), LogState::Failed(_))) {
+                partition.reopening.borrow_mut().hurry(ring::now());
+            }
         }
+        self.reopen_failed();
         match topics {
             None => link.resume(),
             Some(_) => self.of_topics(name, topics).iter().for_each(|p| link.place(p)),
         }
     }
 
-    async fn seal(
-        self: Rc<Self>,
-        link: Arc<str>,
-        topics: Vec<Arc<str>>,
-        reply: oneshot::Sender<Vec<Sealed>>,
-    ) {
-        let partitions = self.of_topics(&link, Some(&topics));
-        for partition in &partitions {
-            self.set_mode(partition, Mode::Sealed);
-        }
-        let flushing: Vec<_> = partitions
-            .into_iter()
-            .map(|partition| {
-                spawn(Share::Replicate, async move {
-                    let key = partition.key.clone();
-                    let Some(log) = partition.log() else {
-                        return Sealed { key, end_offset: 0, last_epoch: None, error: None };
-                    };
-                    let flushed = flush_if_possible(&log).await;
-                    let positions = log.positions();
-                    Sealed {
-                        key,
-                        end_offset: positions.flushed.0.offset,
-                        last_epoch: positions.last_epoch,
-                        error: flushed.err().map(|error| error.to_string()),
-                    }
-                })
-            })
-            .collect();
-        let mut sealed = Vec::with_capacity(flushing.len());
-        for task in flushing {
-            sealed.push(task.await);
-        }
-        let _ = reply.send(sealed);
-    }
-
-    async fn delete(
-        self: Rc<Self>,
-        partitions: Vec<PartitionKey>,
-        reply: oneshot::Sender<Vec<Result<(), Refused>>>,
-    ) {
-        let mut answers = Vec::with_capacity(partitions.len());
-        for key in partitions {
-            let deleted = match self.take_out(&key) {
-                Some(log) => {
-                    self.existing.borrow_mut().remove(log.id());
-                    log.delete().await.map_err(|error| error.to_string())
-                }
-                None => Ok(()),
-            };
-            answers.push(deleted.map_err(|reason| Refused { reason: format!("{key}: {reason}") }));
-        }
-        // Or a power loss would bring back what a person was told is gone.
-        if !self.store.flush().await {
-            let reason = || "the device failed to make the removal durable".to_owned();
-            answers.iter_mut().for_each(|answer| *answer = Err(Refused { reason: reason() }));
-        }
-        let _ = reply.send(answers);
-    }
-
-    /// Forgets a partition; its log, to be closed or deleted.
-    fn take_out(&self, key: &PartitionKey) -> Option<Rc<Log>> {
-        let partition = self.partitions.borrow_mut().remove(key)?;
-        if let Some(link) = self.link(&key.link) {
-            link.remove(&partition);
-        }
-        let log = partition.log();
-        partition.set_log(None);
-        log
-    }
-
-    fn status(&self, only: Option<&Arc<str>>) -> ShardStatus {
-        let partitions = self.partitions.borrow();
-        let wanted = |p: &&Rc<Partition>| only.is_none_or(|link| p.key.link == *link);
-        let links = self.links.borrow();
-        ShardStatus {
-            partitions: partitions.values().filter(wanted).map(|p| p.status()).collect(),
-            stats: self.stats(),
-            connections: links.values().map(|l| (Arc::clone(&l.name), l.connections())).collect(),
-        }
-    }
-
-    fn stats(&self) -> ShardStats {
-        let executor = ring::stats();
-        let memory = ring::memory();
-        let (mut bytes_written, mut flushes) = (0, 0);
-        for volume in self.store.stats().volumes {
-            bytes_written += volume.counters.write_bytes;
-            flushes += volume.counters.flushes;
-        }
-        let mut errors: Vec<_> =
-            self.counters.errors.borrow().iter().map(|(kind, count)| (*kind, *count)).collect();
-        errors.sort_unstable();
-        ShardStats {
-            bytes_received: self.counters.bytes_received.get(),
-            bytes_written,
-            records: self.partitions.borrow().values().map(|p| p.records()).sum(),
-            fetches: self.counters.fetches.get(),
-            flushes,
-            cpu_ns: ring::thread_cpu().as_nanos() as u64,
-            enter_ns: executor.driver.enter_time.as_nanos() as u64,
-            enter_busy_ns: executor.driver.enter_busy_time.as_nanos() as u64,
-            enters: executor.driver.enters,
-            memory_budget: memory.total as u64,
-            memory_used: memory.used as u64,
-            memory_peak: memory.peak as u64,
-            errors,
-        }
-    }
-
     /// Looks after what waits: retries, and how many connections are worth having.
     async fn maintain(self: Rc<Self>) {
         let every = (POOL_INTERVAL.as_millis() / MAINTENANCE_INTERVAL.as_millis()).max(1);
-        let mut load = Load::default();
+        let mut load = status::Load::default();
         for round in 1u128.. {
             ring::sleep(MAINTENANCE_INTERVAL).await;
             let adjust = round.is_multiple_of(every);
             let busy = adjust && load.is_busy();
+            if adjust {
+                self.reopen_failed();
+                self.follow_lower_ends();
+            }
             let links: Vec<_> = self.links.borrow().values().cloned().collect();
             for link in links {
                 link.retry_due();
+                link.repair_due();
                 if adjust {
                     link.adjust_pools(busy);
                 }
@@ -490,8 +340,15 @@ impl Shard {
         }
     }
 
+    fn follow_lower_ends(&self) {
+        let now = ring::now();
+        self.partitions.borrow().values().for_each(|partition| partition.follow_lower_end(now));
+    }
+
     /// Stops fetching, closes every log, and then the store.
     async fn stop(&self) {
+        drop(self.verifying.take());
+        self.reopened.take();
         let links: Vec<_> = self.links.borrow().values().cloned().collect();
         for link in links {
             link.pause().await;
@@ -500,40 +357,5 @@ impl Shard {
         // Links point back here: without this the shard, and the lock on its directories, leaks.
         self.links.borrow_mut().clear();
         self.partitions.borrow_mut().clear();
-    }
-}
-
-/// How much of its time this core slept since the last look.
-#[derive(Default)]
-struct Load {
-    at: ring::Instant,
-    slept: Duration,
-}
-
-impl Load {
-    /// Whether the core slept less than a tenth of the time: more connections would not help it.
-    fn is_busy(&mut self) -> bool {
-        let now = Load { at: ring::now(), slept: slept() };
-        let past = std::mem::replace(self, now);
-        self.slept.saturating_sub(past.slept) * 10 < self.at - past.at
-    }
-}
-
-/// Time inside `io_uring_enter` with something to wait for.
-fn slept() -> Duration {
-    let driver = ring::stats().driver;
-    driver.enter_time.saturating_sub(driver.enter_busy_time)
-}
-
-/// Flushes what has come; on a disk that stays full, what could be written is all there is.
-async fn flush_if_possible(log: &Log) -> Result<Positions, LogError> {
-    loop {
-        match ring::timeout(FULL_DISK_PATIENCE, log.flush()).await {
-            Ok(flushed) => return flushed,
-            Err(_) if log.state() == LogState::DiskFull => {
-                return Err(LogError::State(LogState::DiskFull));
-            }
-            Err(_) => {}
-        }
     }
 }

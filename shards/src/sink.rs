@@ -153,7 +153,7 @@ impl<'a> Sink<'a> {
         }
         if head.records_bytes == 0 {
             log.set_high_watermark(head.high_watermark);
-            partition.note_lag(ring::wall_ms());
+            partition.note_lag(ring::now());
             if !partition.is_caught_up() {
                 self.outcome.bare.push(self.key);
             }
@@ -245,7 +245,7 @@ impl<'a> Sink<'a> {
             partition.count(after.abs_diff(*before), *records_bytes as u64);
             self.outcome.moved.push(self.key);
         }
-        partition.note_lag(ring::wall_ms());
+        partition.note_lag(ring::now());
     }
 }
 

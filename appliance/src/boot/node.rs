@@ -16,7 +16,7 @@ use nix::sched::{CpuSet as Mask, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use sd_notify::NotifyState;
-use shards::control::{Event, ShardConfig};
+use shards::control::{Command, Event, ShardConfig};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -393,6 +393,11 @@ fn start_shards(
         };
         let handle = shards::start(shard, pin, events.clone())
             .map_err(|error| BootError::Shard(error.to_string()))?;
+        if let Some(verify) = config.shards.verify_settings()
+            && let Err(error) = handle.commands.try_send(Command::Verify(verify))
+        {
+            return Err(BootError::Shard(error.to_string()));
+        }
         handles.push(handle);
     }
     Ok(handles)

@@ -135,6 +135,9 @@ pub struct Failover {
     /// only these topics, separated by commas
     #[argh(option)]
     pub topics: Vec<String>,
+    /// go ahead though logs cannot be used now: they end at what was flushed
+    #[argh(switch)]
+    pub force: bool,
     /// only say what would happen
     #[argh(switch)]
     pub dry_run: bool,
@@ -246,4 +249,4 @@ macro_rules! in_common {
     )*};
 }
 
-in_common!(Pause: |_| false, Resume: |_| false, Failover: |_| false, Delete: |verb| verb.force);
+in_common!(Pause: |_| false, Resume: |_| false, Failover: |verb| verb.force, Delete: |verb| verb.force);

@@ -32,7 +32,8 @@ pub fn outcome(link: &str, outcome: &Outcome) -> String {
     for (topic, end) in ends.take(ENDS_SHOWN) {
         let epoch = end.last_epoch.map_or("none".to_owned(), |epoch| epoch.to_string());
         let trouble = end.error.as_ref().map_or(String::new(), |error| format!(", {error}"));
-        let (partition, offset) = (end.partition, end.end_offset);
+        let partition = end.partition;
+        let offset = end.end_offset.map_or("an unknown offset".to_owned(), |at| at.to_string());
         let _ = writeln!(out, "  {topic}-{partition} ends at {offset}, epoch {epoch}{trouble}");
     }
     if total > ENDS_SHOWN {

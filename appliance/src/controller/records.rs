@@ -46,8 +46,10 @@ pub struct TopicRecord {
 pub struct End {
     /// Partition number.
     pub partition: i32,
-    /// Next offset: the first the source did not give us.
-    pub end_offset: i64,
+    /// Next offset: the first the source did not give us. Unknown when its log cannot be opened,
+    /// and for a partition of which nothing ever came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_offset: Option<i64>,
     /// Epoch of the last record.
     pub last_epoch: Option<i32>,
     /// What went wrong while flushing, if anything.
@@ -154,7 +156,7 @@ mod tests {
             code: None,
             reason: None,
             since_ms: 9,
-            ends: vec![End { partition: 0, end_offset: 3, last_epoch: Some(1), error: None }],
+            ends: vec![End { partition: 0, end_offset: Some(3), last_epoch: Some(1), error: None }],
             deleting: false,
         };
         let pairs = [set_link("prod", &link), set_topic("prod", "a.b", &topic)]

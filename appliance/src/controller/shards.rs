@@ -12,6 +12,8 @@ const SEAL_TIMEOUT: Duration = Duration::from_secs(30);
 const ASSIGN_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long closing sockets or logs may take.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Partitions deleted in one go: more would outlast the answer.
+const DELETED_AT_ONCE: usize = 256;
 /// How long a status waits; a shard that does not answer is left out.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -144,6 +146,18 @@ impl Shards {
         &self,
         partitions: Vec<(usize, PartitionKey)>,
     ) -> Vec<(PartitionKey, String)> {
+        let mut failures = Vec::new();
+        for some in partitions.chunks(DELETED_AT_ONCE) {
+            self.delete_some(some.to_vec(), &mut failures).await;
+        }
+        failures
+    }
+
+    async fn delete_some(
+        &self,
+        partitions: Vec<(usize, PartitionKey)>,
+        failures: &mut Vec<(PartitionKey, String)>,
+    ) {
         let mut waiting = Vec::new();
         for (shard, keys) in self.by_shard(partitions) {
             let (reply, answer) = oneshot::channel();
@@ -152,7 +166,6 @@ impl Shards {
             waiting.push((shard, keys, answer));
         }
         let deadline = Instant::now() + PAUSE_TIMEOUT;
-        let mut failures = Vec::new();
         for (shard, keys, answer) in waiting {
             match wait(shard, answer, deadline, PAUSE_TIMEOUT).await {
                 Ok(results) => {
@@ -163,7 +176,6 @@ impl Shards {
                 Err(error) => failures.extend(keys.into_iter().map(|k| (k, error.to_string()))),
             }
         }
-        failures
     }
 
     fn by_shard(&self, keys: Vec<(usize, PartitionKey)>) -> Vec<(usize, Vec<PartitionKey>)> {

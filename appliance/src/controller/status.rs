@@ -113,7 +113,7 @@ pub struct Totals {
     /// Record bytes per second; absent until measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_bytes_per_second: Option<f64>,
-    /// Partitions that need a person: FAULTED, CORRUPT, DISK_FULL.
+    /// Partitions that need a person: FAULTED, CORRUPT, DISK_FULL, MEMORY_SHORT.
     pub troubled_partitions: usize,
 }
 
@@ -477,7 +477,10 @@ fn totals<'a>(partitions: impl Iterator<Item = &'a PartitionView>) -> Totals {
         if let Some(rate) = partition.rate_bytes_per_second {
             *totals.rate_bytes_per_second.get_or_insert(0.0) += rate;
         }
-        let troubled = matches!(partition.state.as_str(), "FAULTED" | "CORRUPT" | "DISK_FULL");
+        let troubled = matches!(
+            partition.state.as_str(),
+            "FAULTED" | "CORRUPT" | "DISK_FULL" | "MEMORY_SHORT"
+        );
         totals.troubled_partitions += usize::from(troubled);
     }
     totals

@@ -123,6 +123,8 @@ pub(crate) struct ShardState {
     pub(crate) leaders: Cell<usize>,
     pub(crate) mute: Cell<bool>,
     pub(crate) sick: Cell<bool>,
+    /// Its logs have failed.
+    pub(crate) failed: Cell<bool>,
     pub(crate) retried: Cell<usize>,
     pub(crate) files_removed: RefCell<Vec<PartitionKey>>,
 }
@@ -187,7 +189,7 @@ impl Shard {
                 let sealed = partitions.keys().filter(|key| topics.contains(&key.topic));
                 let end = |key: &PartitionKey| Sealed {
                     key: key.clone(),
-                    end_offset: 100 + i64::from(key.partition),
+                    end_offset: Some(100 + i64::from(key.partition)),
                     last_epoch: Some(3),
                     error: None,
                 };
@@ -207,21 +209,25 @@ impl Shard {
             Command::Leaders { .. } => self.0.leaders.set(self.0.leaders.get() + 1),
             Command::Status { reply, .. } => drop(reply.send(self.status())),
             Command::Stop { reply } => drop(reply.send(())),
-            Command::Link { .. } => {}
+            Command::Link { .. } | Command::Verify(_) => {}
         }
     }
 
     pub(crate) fn status(&self) -> ShardStatus {
         let status = |key: &PartitionKey| PartitionStatus {
             key: key.clone(),
-            state: PartitionState::Active,
-            reason: None,
+            state: match self.0.failed.get() {
+                true => PartitionState::Faulted(::shards::control::FaultCode::LocalLog),
+                false => PartitionState::Active,
+            },
+            reason: self.0.failed.get().then(|| "a write failed".to_owned()),
             since_ms: 0,
             retry_at_ms: None,
             log_start: 0,
             received: 10,
             written: 9,
             flushed: 5,
+            high_watermark: 12,
             source_start: None,
             records_received: 10,
             leader_epoch: None,

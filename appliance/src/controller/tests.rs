@@ -181,6 +181,27 @@ fn a_partition_that_cannot_be_opened_keeps_nothing_from_failing_over() {
         let new = outcome.topics.iter().find(|topic| topic.topic == "new").expect("it is told of");
         assert_eq!((new.code.as_str(), new.ends.len()), ("failed_over_with_errors", 2));
         assert_eq!(new.ends[0].error.as_deref(), Some("no data directory"));
+        assert_eq!(new.ends[0].end_offset, None, "nothing is known of it");
+    });
+}
+
+#[test]
+fn a_topic_whose_log_failed_fails_over_only_when_it_is_forced() {
+    run(async {
+        let house = copied().await;
+        house.shards.iter().for_each(|shard| shard.0.failed.set(true));
+        for dry in [true, false] {
+            let refused = house.ask(Verb::Failover, Some(&["orders"]), dry, false).await;
+            assert_eq!((refused.ending, refused.code.as_str()), (Ending::Refused, "log_failed"));
+            let reason = refused.reason;
+            assert!(reason.contains("orders-0") && reason.contains("a write failed"), "{reason}");
+        }
+        assert_eq!(house.state("orders"), Some(TopicState::Active));
+        assert_eq!(house.modes("orders"), vec![Mode::Replicate; 3], "nothing was sealed");
+        let forced = house.ask(Verb::Failover, Some(&["orders"]), false, true).await;
+        assert_eq!(forced.ending, Ending::Done, "{forced:?}");
+        let all = house.verb(Verb::Failover, None).await;
+        assert_eq!(all.ending, Ending::Done, "a disaster is not kept waiting: {all:?}");
     });
 }
 
@@ -213,7 +234,7 @@ fn failover_works_with_the_source_dead_and_the_link_paused() {
         assert_eq!((outcome.ending, outcome.code.as_str()), (Ending::Done, "failed_over"));
         assert_eq!(outcome.topics.len(), 2);
         let orders = &outcome.topics[0];
-        let ends: Vec<i64> = orders.ends.iter().map(|end| end.end_offset).collect();
+        let ends: Vec<i64> = orders.ends.iter().filter_map(|end| end.end_offset).collect();
         assert_eq!((orders.topic.as_str(), ends), ("orders", vec![100, 101, 102]));
         assert_eq!(house.verb(Verb::Failover, None).await.code, "already_failed_over");
         let house = house.crash("").await;

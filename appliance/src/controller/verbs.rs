@@ -1,23 +1,18 @@
 //! Carrying verbs out, in an order that a crash at any step leaves re-runnable.
 
+mod deletion;
+mod failover;
+mod keeping;
+
 use super::link::{Health, Link};
 use super::observe;
-use super::records::{self, End, TopicRecord};
+use super::records::{End, TopicRecord};
 use super::store::StoreError;
-use super::{records::LinkRecord, wall_ms};
 use crate::states::{Answer, Decision, LinkMode, TopicState, Verb, decide_link, decide_topic};
+use keeping::LinkChange;
 use serde::{Deserialize, Serialize};
-use shards::control::{Command, Sealed};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use shards::control::Command;
 use std::sync::Arc;
-use storage::boot::shrink_reserve;
-use storage::metadata::Change;
-
-/// With so much free, a failover needs no reserve.
-const FREE_BYTES_ENOUGH: u64 = 64 << 20;
-/// What of a reserve is kept from the logs, for the metadata store to record the failover.
-const RESERVE_BYTES_FOR_THE_STORE: u64 = 4 << 20;
 
 /// What a person asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +23,7 @@ pub struct Request {
     pub topics: Option<Vec<String>>,
     /// Say what would happen, change nothing.
     pub dry_run: bool,
-    /// `delete` what is live.
+    /// `delete` what is live; `failover` though logs cannot be used.
     pub force: bool,
 }
 
@@ -217,6 +212,15 @@ impl Link {
             outcome.topics = topics;
             return Ok(outcome);
         }
+        if verb == Verb::Failover && !request.force {
+            let begun = |name: &&String| {
+                self.state.borrow().topics[*name].record.state == TopicState::FailingOver
+            };
+            let fresh: Vec<String> = todo.iter().filter(|name| !begun(name)).cloned().collect();
+            if let Some(answer) = self.refuse_failed_logs(&fresh).await {
+                return Ok(Outcome::new(Ending::Refused, answer, dry_run));
+            }
+        }
         let ending = if todo.is_empty() { Ending::Unchanged } else { Ending::Done };
         let done = topics.iter().find(|topic| todo.contains(&topic.topic));
         let answer = match (done, todo.len()) {
@@ -269,259 +273,8 @@ impl Link {
         self.refresh_soon();
     }
 
-    /// Stop fetching → flush barrier → FAILING_OVER with every end, durable → FAILED_OVER, durable.
-    async fn fail_over(
-        &self,
-        names: &[String],
-        whole: bool,
-        outcome: &mut Outcome,
-    ) -> Result<(), Outcome> {
-        let partitions: usize = {
-            let state = self.state.borrow();
-            names.iter().map(|name| state.topics[name].shards.len()).sum()
-        };
-        outcome.steps = vec![
-            format!("stop fetching {} topics ({partitions} partitions) for good", names.len()),
-            "flush them".to_owned(),
-            "write FAILING_OVER with the last offset and epoch of every partition".to_owned(),
-            "write FAILED_OVER".to_owned(),
-        ];
-        if whole {
-            outcome.steps.push("the link is PAUSED: nothing new is discovered".to_owned());
-        }
-        if outcome.dry_run {
-            return Ok(());
-        }
-        let fresh: Vec<String> = {
-            let state = self.state.borrow();
-            let begun = |name: &String| state.topics[name].record.state == TopicState::FailingOver;
-            names.iter().filter(|name| !begun(name)).cloned().collect()
-        };
-        // Those whose failover had begun keep the ends that were written then.
-        self.free_reserve(RESERVE_BYTES_FOR_THE_STORE).await;
-        let mut ends = self.seal(&fresh).await?;
-        self.free_reserve(0).await;
-        let change = if whole { LinkChange::Pause } else { LinkChange::None };
-        self.store_topics(&fresh, change, |name, record| {
-            record.become_state(TopicState::FailingOver, None, wall_ms());
-            record.ends = ends.remove(name).unwrap_or_default();
-        })
-        .await?;
-        if whole {
-            self.silence().await?;
-        }
-        self.set_topics(names, TopicState::FailedOver, LinkChange::None).await?;
-        let state = self.state.borrow();
-        outcome.topics.retain(|topic| !names.contains(&topic.topic));
-        for name in names {
-            let ends = state.topics[name].record.ends.clone();
-            let (code, reason) = match ends.iter().filter(|end| end.error.is_some()).count() {
-                0 => ("failed_over", format!("topic {name} has failed over")),
-                bad => (
-                    "failed_over_with_errors",
-                    format!(
-                        "topic {name} has failed over; {bad} partitions could not be flushed \
-                             and end where they were flushed last"
-                    ),
-                ),
-            };
-            let (topic, code) = (name.clone(), code.to_owned());
-            outcome.topics.push(TopicOutcome { topic, code, reason, ends });
-        }
-        Ok(())
-    }
-
-    /// On a full disk: room for what has come but is not written, and then for the record of it.
-    async fn free_reserve(&self, left_bytes: u64) {
-        let dirs: Vec<PathBuf> =
-            self.shared.placement.borrow().dirs().map(Path::to_owned).collect();
-        let freed = tokio::task::spawn_blocking(move || {
-            for dir in dirs {
-                let free = nix::sys::statvfs::statvfs(&dir)
-                    .map_or(0, |found| found.blocks_available() * found.fragment_size());
-                if free < FREE_BYTES_ENOUGH
-                    && let Err(error) = shrink_reserve(&dir, left_bytes)
-                {
-                    tracing::warn!(%error, dir = %dir.display(), "the reserve cannot be freed");
-                }
-            }
-        });
-        if let Err(error) = freed.await {
-            tracing::warn!(%error, "the reserve cannot be freed");
-        }
-    }
-
-    async fn seal(&self, names: &[String]) -> Result<BTreeMap<String, Vec<End>>, Outcome> {
-        let mut ends: BTreeMap<String, Vec<End>> = BTreeMap::new();
-        if names.is_empty() {
-            return Ok(ends);
-        }
-        let sealed = self.shared.shards.seal(self.name(), &shared(names)).await;
-        let sealed = sealed.map_err(|error| Outcome::failed("flush_barrier_failed", error))?;
-        for Sealed { key, end_offset, last_epoch, error } in sealed {
-            let end = End { partition: key.partition, end_offset, last_epoch, error };
-            ends.entry(key.topic.to_string()).or_default().push(end);
-        }
-        let state = self.state.borrow();
-        for name in names {
-            let topic = &state.topics[name];
-            let expected = topic.shards.len();
-            let known = ends.entry(name.clone()).or_default();
-            // What no shard could open has nothing to flush, and keeps nothing else from failing
-            // over.
-            for (&partition, reason) in &topic.refused {
-                if known.iter().all(|end| end.partition != partition) {
-                    let error = Some(reason.clone());
-                    known.push(End { partition, end_offset: 0, last_epoch: None, error });
-                }
-            }
-            known.sort_by_key(|end| end.partition);
-            let complete = known.iter().map(|end| end.partition).eq(0..expected as i32);
-            if !complete {
-                let error = format!(
-                    "topic {name} has {expected} partitions, the shards sealed {}",
-                    known.len()
-                );
-                return Err(Outcome::failed("flush_barrier_failed", error));
-            }
-        }
-        Ok(ends)
-    }
-
-    /// After a restart: failovers that had begun are ended.
-    pub(super) async fn finish_failovers(&self) -> Result<(), StoreError> {
-        let begun = self.names(|record| record.state == TopicState::FailingOver);
-        if begun.is_empty() {
-            return Ok(());
-        }
-        tracing::warn!(link = &**self.name(), topics = begun.len(), "finishing a failover begun");
-        self.set_topics(&begun, TopicState::FailedOver, LinkChange::None).await
-    }
-
-    async fn delete_topics(&self, names: &[String], outcome: &mut Outcome) -> Result<(), Outcome> {
-        let (partitions, again) = {
-            let state = self.state.borrow();
-            let partitions: usize = names.iter().map(|name| state.topics[name].shards.len()).sum();
-            let covered = |name: &&String| state.config.topics.covers(name);
-            (partitions, names.iter().filter(covered).count())
-        };
-        outcome.steps = vec![
-            "write that they are being deleted".to_owned(),
-            format!("stop fetching and remove the files of {partitions} partitions"),
-            "forget them".to_owned(),
-        ];
-        if again > 0 {
-            outcome.steps.push(format!(
-                "{again} of them are covered by the link's filters: while the source has them, a \
-                 new copy begins"
-            ));
-        }
-        if outcome.dry_run {
-            return Ok(());
-        }
-        self.store_topics(names, LinkChange::None, |_, record| record.deleting = true).await?;
-        self.finish_deletions().await?;
-        let left = self.names(|record| record.deleting);
-        if left.is_empty() {
-            return Ok(());
-        }
-        Err(Outcome::failed("files_remain", format!("files of {} could not go", left.join(", "))))
-    }
-
-    /// Removes the files and records of topics marked so, at once or after a restart.
-    pub(super) async fn finish_deletions(&self) -> Result<(), StoreError> {
-        let marked = self.names(|record| record.deleting);
-        if marked.is_empty() {
-            return Ok(());
-        }
-        let owned = {
-            let state = self.state.borrow();
-            let keys = marked.iter().flat_map(|name| self.owned(name, &state.topics[name]));
-            keys.collect::<Vec<_>>()
-        };
-        let failures = self.shared.shards.delete(owned).await;
-        for (key, error) in &failures {
-            let (link, topic, partition) = (&*key.link, &*key.topic, key.partition);
-            tracing::error!(link, topic, partition, error, "files could not be removed");
-        }
-        let gone: Vec<String> = marked
-            .into_iter()
-            .filter(|name| !failures.iter().any(|(key, _)| *key.topic == **name))
-            .collect();
-        let changes = gone.iter().map(|name| records::remove_topic(self.name(), name)).collect();
-        self.shared.store.commit(changes).await?;
-        let mut state = self.state.borrow_mut();
-        let mut placement = self.shared.placement.borrow_mut();
-        for name in gone {
-            let Some(topic) = state.topics.remove(&name) else { continue };
-            for (shard, dir) in topic.shards.iter().zip(&topic.record.partitions) {
-                placement.leave(*shard, dir);
-            }
-        }
-        drop((state, placement));
-        self.refresh_soon();
-        Ok(())
-    }
-
-    fn names(&self, wanted: impl Fn(&TopicRecord) -> bool) -> Vec<String> {
-        let state = self.state.borrow();
-        let topics = state.topics.iter().filter(|(_, topic)| wanted(&topic.record));
-        topics.map(|(name, _)| name.clone()).collect()
-    }
-
-    async fn set_topics(
-        &self,
-        names: &[String],
-        to: TopicState,
-        link: LinkChange,
-    ) -> Result<(), StoreError> {
-        self.store_topics(names, link, |_, record| record.become_state(to, None, wall_ms())).await
-    }
-
-    /// One transaction; memory follows only when it is durable.
-    async fn store_topics(
-        &self,
-        names: &[String],
-        link: LinkChange,
-        mut change: impl FnMut(&str, &mut TopicRecord),
-    ) -> Result<(), StoreError> {
-        let records: Vec<(String, TopicRecord)> = {
-            let state = self.state.borrow();
-            let changed = names.iter().map(|name| {
-                let mut record = state.topics[name].record.clone();
-                change(name, &mut record);
-                (name.clone(), record)
-            });
-            changed.collect()
-        };
-        let topic =
-            |(name, record): &(String, TopicRecord)| records::set_topic(self.name(), name, record);
-        let changes = records.iter().map(topic).collect();
-        match link {
-            LinkChange::Pause => self.set_mode(LinkMode::Paused, changes).await?,
-            LinkChange::None => self.shared.store.commit(changes).await?,
-        }
-        let mut state = self.state.borrow_mut();
-        for (name, record) in records {
-            if let Some(topic) = state.topics.get_mut(&name) {
-                topic.record = record;
-            }
-        }
-        Ok(())
-    }
-
-    async fn set_mode(&self, mode: LinkMode, mut with: Vec<Change>) -> Result<(), StoreError> {
-        let known = self.state.borrow().record.clone();
-        let since_ms = if known.mode == mode { known.since_ms } else { wall_ms() };
-        let record = LinkRecord { mode, since_ms, ..known };
-        with.push(records::set_link(self.name(), &record));
-        self.shared.store.commit(with).await?;
-        self.state.borrow_mut().record = record;
-        Ok(())
-    }
-
     /// Nothing goes to the source any more: neither from control nor from a shard.
-    async fn silence(&self) -> Result<(), Outcome> {
+    pub(super) async fn silence(&self) -> Result<(), Outcome> {
         self.close_source().await;
         let paused = self.shared.shards.pause(self.name(), None).await;
         paused.map_err(|error| Outcome::failed("shard_failed", error))
@@ -532,11 +285,6 @@ impl Link {
         self.open_gate().await;
         self.refresh_soon();
     }
-}
-
-enum LinkChange {
-    None,
-    Pause,
 }
 
 fn shared(names: &[String]) -> Vec<Arc<str>> {

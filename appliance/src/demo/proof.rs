@@ -80,7 +80,7 @@ fn reported_end(
     let mut topics = links.flat_map(|l| l.topics.iter().flatten());
     let found = topics.find(|t| t.name == topic);
     let end = found.and_then(|t| t.ends.iter().find(|end| end.partition == partition));
-    end.map(|end| end.end_offset).ok_or_else(|| {
+    end.and_then(|end| end.end_offset).ok_or_else(|| {
         DemoError::Process(format!("the failover reported no end of {topic}-{partition}"))
     })
 }

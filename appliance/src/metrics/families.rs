@@ -13,12 +13,13 @@ use std::collections::BTreeMap;
 use std::fmt::{Error, Result};
 
 /// States a partition is counted by.
-const PARTITION_STATES: [&str; 11] = [
+const PARTITION_STATES: [&str; 12] = [
     "STARTING",
     "ACTIVE",
     "PAUSED",
     "RETRYING",
     "DISK_FULL",
+    "MEMORY_SHORT",
     "FAULTED",
     "CORRUPT",
     "SEALED",
@@ -141,7 +142,7 @@ impl Scrape {
 
     fn shard_counters(&self, out: &mut DescriptorEncoder<'_>) -> Result {
         type Counter = (&'static str, &'static str, Option<Unit>, fn(&ShardStats) -> f64);
-        let families: [Counter; 9] = [
+        let families: [Counter; 12] = [
             ("shard_received", "Record bytes received", Some(Unit::Bytes), |s| {
                 s.bytes_received as f64
             }),
@@ -164,6 +165,15 @@ impl Scrape {
                 |s| s.enter_busy_ns as f64 / 1e9,
             ),
             ("shard_enters", "Calls of io_uring_enter", None, |s| s.enters as f64),
+            ("shard_verified", "Stored bytes read again", Some(Unit::Bytes), |s| {
+                s.bytes_verified as f64
+            }),
+            ("shard_damages_found", "Damaged ranges found in stored bytes", None, |s| {
+                s.damages_found as f64
+            }),
+            ("shard_damages_repaired", "Damaged ranges mended from the source", None, |s| {
+                s.damages_repaired as f64
+            }),
         ];
         for (name, help, unit, value) in families {
             let samples = self.answering().map(|(labels, stats)| (labels, value(stats)));
@@ -186,6 +196,12 @@ impl Scrape {
             .enumerate()
             .map(|(shard, stats)| (shard_label(shard), f64::from(u8::from(stats.is_some()))));
         gauges(out, "shard_up", "1 if the shard answers", None, up)?;
+        let verified = self
+            .answering()
+            .filter_map(|(labels, stats)| Some((labels, stats.verified_at_ms? as f64 / 1000.0)));
+        let help = "When all that is stored was last verified, since the epoch; absent when not \
+                    since start";
+        gauges(out, "shard_verified_at", help, Some(Unit::Seconds), verified)?;
         type Gauge = (&'static str, &'static str, fn(&ShardStats) -> u64);
         let families: [Gauge; 3] = [
             ("shard_memory_budget", "Memory the shard may use", |s| s.memory_budget),

@@ -47,6 +47,13 @@ pub enum Fault {
     RecordsLength(i32),
     /// Tells this high watermark.
     HighWatermark(i64),
+    /// Says that the log parts from the reader's: the end of an epoch (KIP-595).
+    Diverging {
+        /// The epoch.
+        epoch: i32,
+        /// Where it ends.
+        end_offset: i64,
+    },
     /// Answers at once and without records, however many there are.
     Empty,
     /// Answers under another partition index.
@@ -123,6 +130,7 @@ impl Fault {
             && !matches!(
                 self,
                 Fault::HighWatermark(_)
+                    | Fault::Diverging { .. }
                     | Fault::Empty
                     | Fault::WrongPartition(_)
                     | Fault::ErrorCode(_)

@@ -92,6 +92,10 @@ pub(crate) fn apply_faults(state: &mut State, broker: usize, answers: &mut [Answ
         let Some((index, fault)) = found else { continue };
         match fault {
             Fault::HighWatermark(at) => answer.high_watermark = at,
+            Fault::Diverging { epoch, end_offset } => {
+                answer.diverging = Some((epoch, end_offset));
+                (answer.first, answer.bytes) = (None, 0);
+            }
             Fault::Empty => (answer.first, answer.bytes) = (None, 0),
             Fault::WrongPartition(partition) => answer.lie.partition = Some(partition),
             Fault::ErrorCode(code) => {

@@ -1,5 +1,6 @@
 //! After an answer: what each partition's part of it means.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use net::connection::FetchOutcome;
@@ -20,7 +21,7 @@ impl Fetcher {
     pub(super) fn settle(&mut self, answer: Option<&FetchOutcome>) {
         let now_ms = ring::wall_ms();
         if let Some(answer) = answer {
-            self.shared.heard_ms.set(now_ms);
+            self.shared.heard.set(Some(ring::now()));
             self.backoff.succeeded();
             self.link.count_fetch(answer.records_bytes, self.shared.kind);
             match answer.verdict {
@@ -61,7 +62,6 @@ impl Fetcher {
         let none = answer.records_bytes == 0 && self.outcome.troubles.is_empty();
         let held = none && spent >= HELD_ANSWER_MIN;
         let roomy = answer.records_bytes < asked as u64 / 2;
-        let now_ms = ring::wall_ms();
         for key in self.below_end.keys().copied().collect::<Vec<_>>() {
             let passed_over = self.below_end.get_mut(&key).expect("it is one of them");
             *passed_over += u32::from(roomy);
@@ -74,8 +74,21 @@ impl Fetcher {
                 && let Some(log) = partition.log()
                 && wanted.fetch_offset == log.positions().received.0.offset
             {
-                partition.note_bare(now_ms);
+                partition.note_bare(ring::now());
+                self.move_if_due(&partition);
             }
+        }
+    }
+
+    /// A partition that has fallen far behind, or is behind no longer, goes to another connection.
+    fn move_if_due(&self, partition: &Rc<Partition>) {
+        let moves = match self.shared.kind {
+            Kind::Tail => partition.is_far_behind(None),
+            Kind::Backfill(_) => partition.is_caught_up(),
+        };
+        if moves {
+            partition.backfill.set(self.shared.kind == Kind::Tail);
+            self.link.place(partition);
         }
     }
 
@@ -91,16 +104,10 @@ impl Fetcher {
     fn settle_progress(&mut self, key: u32, now_ms: i64) {
         let Some(partition) = self.owned(key) else { return };
         partition.succeeded(now_ms);
+        partition.contradicted.set(0);
         self.watch_end(key, &partition);
         self.want(key);
-        let moves = match self.shared.kind {
-            Kind::Tail => partition.is_far_behind(None),
-            Kind::Backfill(_) => partition.is_caught_up(),
-        };
-        if moves {
-            partition.backfill.set(self.shared.kind == Kind::Tail);
-            self.link.place(&partition);
-        }
+        self.move_if_due(&partition);
     }
 
     pub(super) fn settle_comparison(&mut self, key: u32) {
@@ -115,7 +122,7 @@ impl Fetcher {
                 partition.set_unchecked(false);
                 partition.succeeded(now_ms);
                 // An idle partition may not be mentioned again: what was heard has to serve.
-                partition.note_lag(now_ms);
+                partition.note_lag(ring::now());
                 partition.follow_start();
                 self.watch_end(key, &partition);
                 self.want(key);
@@ -161,11 +168,28 @@ impl Fetcher {
     }
 
     /// The source's log parts from ours (KIP-595's diverging epoch): ask exactly where.
-    fn settle_diverging(&mut self, key: u32, _end: EpochEnd) {
+    fn settle_diverging(&mut self, key: u32, end: EpochEnd) {
         let Some(partition) = self.owned(key) else { return };
+        let times = partition.contradicted.get() + 1;
+        partition.contradicted.set(times);
         partition.set_unchecked(true);
-        self.session.unwant(key);
-        self.fresh.push(key);
+        if times == 1 {
+            self.session.unwant(key);
+            self.fresh.push(key);
+            return;
+        }
+        // Its epochs and its records were compared, and agreed.
+        let ours = partition.log().map_or(0, |log| log.positions().received.0.offset);
+        let reason = format!(
+            "the source says that its log parts from the copy at offset {}, epoch {}, the copy goes \
+             to {ours}; but its leader epochs and last records are the copy's",
+            end.end_offset, end.epoch
+        );
+        if times > BAD_BATCHES_MAX {
+            self.fault(key, FaultCode::Diverged, format!("{reason}; {times} times in a row"));
+        } else {
+            self.wait_and_retry(key, reason);
+        }
     }
 
     fn settle_append_error(&mut self, key: u32, error: AppendError, began_at: i64) {
@@ -227,7 +251,7 @@ impl Fetcher {
         let Some(log) = partition.log() else { return };
         partition.cutting.set(true);
         self.let_go(key);
-        let link = std::rc::Rc::clone(&self.link);
+        let link = Rc::clone(&self.link);
         ring::spawn(ring::Share::Replicate, async move {
             let cut = log.truncate_to(offset).await;
             partition.cutting.set(false);
@@ -271,7 +295,7 @@ impl Fetcher {
     /// The partition is nobody's until the link places it again.
     pub(super) fn let_go(&mut self, key: u32) {
         let Some(member) = self.member(key) else { return };
-        let (partition, term) = (std::rc::Rc::clone(&member.partition), member.term);
+        let (partition, term) = (Rc::clone(&member.partition), member.term);
         if partition.term() == term {
             partition.hand_to(None);
         }

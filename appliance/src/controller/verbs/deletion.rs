@@ -1,0 +1,78 @@
+//! Deletion of topics: marked first, so that a crash stops it as little as a slow disk.
+
+use super::Outcome;
+use super::keeping::LinkChange;
+use crate::controller::link::Link;
+use crate::controller::records;
+use crate::controller::store::StoreError;
+
+impl Link {
+    pub(super) async fn delete_topics(
+        &self,
+        names: &[String],
+        outcome: &mut Outcome,
+    ) -> Result<(), Outcome> {
+        let (partitions, again) = {
+            let state = self.state.borrow();
+            let partitions: usize = names.iter().map(|name| state.topics[name].shards.len()).sum();
+            let covered = |name: &&String| state.config.topics.covers(name);
+            (partitions, names.iter().filter(covered).count())
+        };
+        outcome.steps = vec![
+            "write that they are being deleted".to_owned(),
+            format!("stop fetching and remove the files of {partitions} partitions"),
+            "forget them".to_owned(),
+        ];
+        if again > 0 {
+            outcome.steps.push(format!(
+                "{again} of them are covered by the link's filters: while the source has them, a \
+                 new copy begins"
+            ));
+        }
+        if outcome.dry_run {
+            return Ok(());
+        }
+        self.store_topics(names, LinkChange::None, |_, record| record.deleting = true).await?;
+        self.finish_deletions().await?;
+        let left = self.names(|record| record.deleting);
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(Outcome::failed("files_remain", format!("files of {} could not go", left.join(", "))))
+    }
+
+    /// Removes the files and records of topics marked so, at once or after a restart.
+    pub(in super::super) async fn finish_deletions(&self) -> Result<(), StoreError> {
+        let marked = self.names(|record| record.deleting);
+        if marked.is_empty() {
+            return Ok(());
+        }
+        let owned = {
+            let state = self.state.borrow();
+            let keys = marked.iter().flat_map(|name| self.owned(name, &state.topics[name]));
+            keys.collect::<Vec<_>>()
+        };
+        let failures = self.shared.shards.delete(owned).await;
+        for (key, error) in &failures {
+            let (link, topic, partition) = (&*key.link, &*key.topic, key.partition);
+            tracing::error!(link, topic, partition, error, "files could not be removed");
+        }
+        let gone: Vec<String> = marked
+            .into_iter()
+            .filter(|name| !failures.iter().any(|(key, _)| *key.topic == **name))
+            .collect();
+        let changes = gone.iter().map(|name| records::remove_topic(self.name(), name)).collect();
+        self.shared.store.commit(changes).await?;
+        let mut state = self.state.borrow_mut();
+        let mut placement = self.shared.placement.borrow_mut();
+        for name in gone {
+            let Some(topic) = state.topics.remove(&name) else { continue };
+            for (shard, dir) in topic.shards.iter().zip(&topic.record.partitions) {
+                placement.leave(*shard, dir);
+            }
+        }
+        drop((state, placement));
+        self.refresh_soon();
+        Ok(())
+    }
+}

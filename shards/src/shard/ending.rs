@@ -1,0 +1,115 @@
+//! The ends of partitions: sealed for a failover, released, deleted.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ring::{Share, spawn};
+use storage::log::{Log, LogError, LogState};
+use storage::position::Positions;
+use tokio::sync::oneshot;
+
+use super::Shard;
+use crate::control::{Mode, PartitionKey, Refused, Sealed};
+use crate::limits::{FULL_DISK_PATIENCE, OPENS_AT_ONCE};
+
+impl Shard {
+    pub(super) async fn seal(
+        self: Rc<Self>,
+        link: Arc<str>,
+        topics: Vec<Arc<str>>,
+        reply: oneshot::Sender<Vec<Sealed>>,
+    ) {
+        let partitions = self.of_topics(&link, Some(&topics));
+        for partition in &partitions {
+            self.set_mode(partition, Mode::Sealed);
+        }
+        let flushing: Vec<_> = partitions
+            .into_iter()
+            .map(|partition| {
+                spawn(Share::Replicate, async move {
+                    let key = partition.key.clone();
+                    let Some(log) = partition.log() else {
+                        return Sealed { key, end_offset: None, last_epoch: None, error: None };
+                    };
+                    let flushed = flush_if_possible(&log).await;
+                    let positions = log.positions();
+                    let error = flushed.err().map(|error| error.to_string());
+                    Sealed {
+                        key,
+                        end_offset: Some(positions.flushed.0.offset),
+                        last_epoch: positions.last_epoch,
+                        error: partition.damage().or(error),
+                    }
+                })
+            })
+            .collect();
+        let mut sealed = Vec::with_capacity(flushing.len());
+        for task in flushing {
+            sealed.push(task.await);
+        }
+        let _ = reply.send(sealed);
+    }
+
+    pub(super) async fn release(
+        self: Rc<Self>,
+        partitions: Vec<PartitionKey>,
+        reply: oneshot::Sender<()>,
+    ) {
+        for some in partitions.chunks(OPENS_AT_ONCE) {
+            let closing: Vec<_> = some
+                .iter()
+                .map(|key| spawn(Share::Background, Rc::clone(&self).release_one(key.clone())))
+                .collect();
+            for task in closing {
+                task.await;
+            }
+        }
+        let _ = reply.send(());
+    }
+
+    async fn release_one(self: Rc<Self>, key: PartitionKey) {
+        if let Some(log) = self.take_out(&key).await
+            && let Err(error) = log.close().await
+        {
+            tracing::warn!("{key}: closing its log: {error}");
+        }
+    }
+
+    pub(super) async fn delete(
+        self: Rc<Self>,
+        partitions: Vec<PartitionKey>,
+        reply: oneshot::Sender<Vec<Result<(), Refused>>>,
+    ) {
+        let mut answers = Vec::with_capacity(partitions.len());
+        for some in partitions.chunks(OPENS_AT_ONCE) {
+            let deleting: Vec<_> = some
+                .iter()
+                .map(|key| spawn(Share::Background, Rc::clone(&self).delete_one(key.clone())))
+                .collect();
+            for task in deleting {
+                answers.push(task.await);
+            }
+        }
+        let _ = reply.send(answers);
+    }
+
+    async fn delete_one(self: Rc<Self>, key: PartitionKey) -> Result<(), Refused> {
+        let Some(log) = self.take_out(&key).await else { return Ok(()) };
+        self.existing.borrow_mut().remove(log.id());
+        let deleted = log.delete().await;
+        deleted.map_err(|error| Refused { reason: format!("{key}: {error}") })
+    }
+}
+
+/// Flushes what has come; on a disk that stays full, what could be written is all there is.
+async fn flush_if_possible(log: &Log) -> Result<Positions, LogError> {
+    loop {
+        match ring::timeout(FULL_DISK_PATIENCE, log.flush()).await {
+            Ok(flushed) => return flushed,
+            Err(_) if log.state() == LogState::DiskFull => {
+                return Err(LogError::State(LogState::DiskFull));
+            }
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Opening logs: when partitions are assigned, when the source has said where a new one begins, and
+//! again after they failed.
+
+use std::rc::Rc;
+
+use ring::{Share, spawn};
+use storage::log::{Log, LogSettings, LogState};
+use storage::names::LogId;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::Shard;
+use crate::control::{Assign, LinkSettings, PartitionKey, Refused};
+use crate::limits::{OPENING_LOOK, OPENS_AT_ONCE};
+use crate::partition::Partition;
+
+/// Somebody is opening a partition's log: who wants it closed or deleted waits for the end of it.
+struct Opening<'a>(&'a Partition);
+
+impl<'a> Opening<'a> {
+    fn begin(partition: &'a Partition) -> Self {
+        partition.opening.set(partition.opening.get() + 1);
+        Self(partition)
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get() - 1);
+    }
+}
+
+impl Shard {
+    pub(super) async fn assign(
+        self: Rc<Self>,
+        partitions: Vec<Assign>,
+        reply: oneshot::Sender<Vec<Result<(), Refused>>>,
+    ) {
+        let mut answers = Vec::with_capacity(partitions.len());
+        let mut waiting = partitions.into_iter();
+        loop {
+            let some: Vec<_> = waiting.by_ref().take(OPENS_AT_ONCE).collect();
+            if some.is_empty() {
+                break;
+            }
+            let opening: Vec<_> = some
+                .into_iter()
+                .map(|assign| spawn(Share::Background, Rc::clone(&self).assign_one(assign)))
+                .collect();
+            for task in opening {
+                answers.push(task.await);
+            }
+        }
+        let _ = reply.send(answers);
+    }
+
+    async fn assign_one(self: Rc<Self>, assign: Assign) -> Result<(), Refused> {
+        let Some(link) = self.link(&assign.key.link) else {
+            return Err(Refused { reason: format!("link {} is not known", assign.key.link) });
+        };
+        if let Some(known) = { self.partitions.borrow().get(&assign.key).cloned() } {
+            if known.topic_id != assign.topic_id {
+                let id = |id: Option<Uuid>| id.map_or("none".to_owned(), |id| id.to_string());
+                let (open, wanted) = (id(known.topic_id), id(assign.topic_id));
+                let key = &assign.key;
+                let reason =
+                    format!("{key} is open under topic id {open}, and wanted under {wanted}");
+                return Err(Refused { reason });
+            }
+            self.set_mode(&known, assign.mode);
+            return Ok(());
+        }
+        self.uids.set(self.uids.get() + 1);
+        let partition = Partition::new(self.uids.get(), assign, ring::wall_ms());
+        self.partitions.borrow_mut().insert(partition.key.clone(), Rc::clone(&partition));
+        let opened = self.open_log(&partition, None, &link.settings()).await;
+        if !self.owns(&partition) {
+            let reason = format!("{} was taken away while it was opened", partition.key);
+            return Err(Refused { reason });
+        }
+        if let Err(reason) = opened {
+            self.partitions.borrow_mut().remove(&partition.key);
+            return Err(Refused { reason });
+        }
+        link.add(&partition);
+        if partition.log().is_some_and(|log| log.is_damaged()) {
+            link.repairs.add(&partition);
+        }
+        Ok(())
+    }
+
+    /// Opens a partition's log. Without a `start` only one that is there already: where a new one
+    /// begins, the source has to say first.
+    pub async fn open_log(
+        &self,
+        partition: &Partition,
+        start: Option<i64>,
+        link: &LinkSettings,
+    ) -> Result<(), String> {
+        let assign = &partition.assign;
+        let id = LogId {
+            link: assign.key.link.to_string(),
+            topic: assign.key.topic.to_string(),
+            partition: assign.key.partition,
+        };
+        let exists = self.existing.borrow().contains(&id);
+        if !exists && start.is_none() {
+            return Ok(());
+        }
+        let data_dir = self.config.boot.data_dirs().position(|dir| dir == assign.data_dir);
+        let Some(data_dir) = data_dir else {
+            return Err(format!("{} is no data directory", assign.data_dir.display()));
+        };
+        let settings = LogSettings {
+            topic_id: assign.topic_id.map(Uuid::into_bytes),
+            data_dir,
+            segment_bytes: u64::from(assign.segment_bytes),
+            segment_ms: assign.segment_ms,
+            batch_bytes_max: link.batch_bytes_max,
+            undo_window: link.undo_window,
+            start_offset_if_new: start.unwrap_or(0),
+        };
+        let _opening = Opening::begin(partition);
+        match self.store.open_log(id.clone(), settings).await {
+            Ok((log, recovered)) => {
+                if recovered.torn_bytes > 0 || recovered.corrupt.is_some() {
+                    tracing::warn!(partition = %partition.key, ?recovered, "recovered");
+                }
+                self.existing.borrow_mut().insert(id);
+                partition.set_log(Some(log));
+                Ok(())
+            }
+            Err(error) => Err(format!("{}: {error}", partition.key)),
+        }
+    }
+
+    /// Whether a partition is still one of the shard's.
+    fn owns(&self, partition: &Rc<Partition>) -> bool {
+        let partitions = self.partitions.borrow();
+        partitions.get(&partition.key).is_some_and(|known| Rc::ptr_eq(known, partition))
+    }
+
+    /// Logs that failed are opened again when their time has come: what made them fail may be over.
+    pub(super) fn reopen_failed(self: &Rc<Self>) {
+        let now = ring::now();
+        for partition in self.partitions.borrow().values() {
+            let failed = |log: &Rc<Log>| matches!(log.state(), LogState::Failed(_));
+            let Some(log) = partition.log().filter(failed) else { continue };
+            if !partition.reopening.borrow_mut().is_due(now, ring::random()) {
+                continue;
+            }
+            if self.reopening.get() >= OPENS_AT_ONCE {
+                return;
+            }
+            self.reopening.set(self.reopening.get() + 1);
+            partition.reopening.borrow_mut().running = true;
+            let (shard, partition) = (Rc::clone(self), Rc::clone(partition));
+            spawn(Share::Background, async move {
+                shard.reopen(&partition, log).await;
+                shard.reopening.set(shard.reopening.get() - 1);
+            })
+            .detach();
+        }
+    }
+
+    async fn reopen(&self, partition: &Rc<Partition>, failed: Rc<Log>) {
+        let Some(link) = self.link(&partition.key.link) else { return };
+        let _opening = Opening::begin(partition);
+        partition.cutting.set(true);
+        link.place(partition);
+        // It says why it failed; that is known. Afterwards nothing writes to its files.
+        let _ = failed.close().await;
+        let reopened = self.open_log(partition, None, &link.settings()).await;
+        partition.cutting.set(false);
+        match &reopened {
+            Ok(()) => {
+                tracing::info!(partition = %partition.key, "its log is open again");
+                partition.clear(ring::wall_ms());
+            }
+            Err(reason) => tracing::warn!(reason, "a failed log cannot be opened again"),
+        }
+        partition.reopening.borrow_mut().tried(reopened, ring::now(), ring::random());
+        if self.owns(partition) {
+            if partition.log().is_some_and(|log| log.is_damaged()) {
+                link.repairs.add(partition);
+            }
+            link.place(partition);
+        }
+    }
+
+    /// Forgets a partition; its log, to be closed or deleted.
+    pub(super) async fn take_out(&self, key: &PartitionKey) -> Option<Rc<Log>> {
+        let partition = self.partitions.borrow_mut().remove(key)?;
+        if let Some(link) = self.link(&key.link) {
+            link.remove(&partition);
+        }
+        // What is being opened would otherwise stay behind, open and nobody's.
+        while partition.opening.get() > 0 {
+            ring::sleep(OPENING_LOOK).await;
+        }
+        let log = partition.log();
+        partition.set_log(None);
+        log
+    }
+}

@@ -1,0 +1,193 @@
+//! One shard on the simulator: what needs links of a known length, disks that fail or clocks that
+//! jump.
+
+mod world;
+
+use std::time::Duration;
+
+use ring::sim::Faults;
+use shards::control::*;
+use source::{Fault, Target, TopicSpec};
+use world::{World, settings};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn topic(name: &str, partitions: i32, batches: u64) -> TopicSpec {
+    TopicSpec::new(name, partitions, batches).with_batches(7, 20_000, 16)
+}
+
+/// A link with so long a way there and back, and 100 KiB on the way at most per connection.
+fn long_link(round_trip: Duration) -> Faults {
+    let mut faults = Faults::none();
+    faults.network.delay = round_trip / 2..round_trip / 2 + Duration::from_micros(100);
+    faults.network.window_bytes = 100 << 10;
+    faults.steps_max = u64::MAX;
+    faults
+}
+
+/// How long a backlog takes over such a link, with so many connections at most.
+fn copy_over(round_trip: Duration, partitions: i32, batches: u64, connections_max: u32) -> World {
+    let orders = TopicSpec::new("orders", partitions, batches).with_batches(7, 100_000, 100);
+    let settings = LinkSettings { connections_max, ..settings() };
+    World::new(long_link(round_trip), &[orders], settings, 64 << 20)
+}
+
+#[test]
+fn a_backlog_of_many_partitions_fills_a_long_link_and_lets_it_go() {
+    let round_trip = Duration::from_millis(100);
+    let (partitions, batches) = (48, 20);
+    let mut two = copy_over(round_trip, partitions, batches, 3);
+    let slow = two.until_caught_up(10 * MINUTE);
+    let mut many = copy_over(round_trip, partitions, batches, 33);
+    let fast = many.until_caught_up(10 * MINUTE);
+    println!("two: {slow:?}, {}; many: {fast:?}, {}", two.connections_peak, many.connections_peak);
+    assert!(many.connections_peak > 8, "{} connections", many.connections_peak);
+    assert!(two.connections_peak <= 3, "{} connections", two.connections_peak);
+    assert!(fast * 3 < slow, "{fast:?} with many, {slow:?} with two");
+    many.until("few connections", MINUTE, |status| {
+        status.connections.iter().all(|(_, count)| *count == 1)
+    });
+    many.cluster.append("orders", 3, 2).expect("appends");
+    many.until_caught_up(MINUTE);
+}
+
+#[test]
+fn a_failed_log_is_opened_again_when_its_time_has_come() {
+    let mut faults = Faults::none();
+    let orders = topic("orders", 2, 20);
+    let mut world = World::new(faults.clone(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    faults.disk.write_error_ppm = 1_000_000;
+    world.sim.set_faults(faults.clone());
+    world.cluster.append("orders", 1, 2).expect("appends");
+    let failed = |p: &PartitionStatus| p.state == PartitionState::Faulted(FaultCode::LocalLog);
+    world.until("the failure", MINUTE, |status| status.partitions.iter().any(failed));
+    // Tries do not help; pauses between them grow, up to minutes.
+    world.sim.run_for(10 * MINUTE);
+    let sick = world.partition("orders", 1);
+    assert!(failed(&sick) && sick.reason.is_some(), "{sick:?}");
+    world.sim.set_faults(Faults::none());
+    world.until_caught_up(10 * MINUTE);
+    let well = world.partition("orders", 1);
+    assert_eq!((well.state, well.received), (PartitionState::Active, 22 * 16));
+}
+
+#[test]
+fn a_failed_log_is_opened_at_once_when_it_is_resumed() {
+    let mut faults = Faults::none();
+    let orders = topic("orders", 2, 20);
+    let mut world = World::new(faults.clone(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    faults.disk.write_error_ppm = 1_000_000;
+    world.sim.set_faults(faults.clone());
+    world.cluster.append("orders", 1, 2).expect("appends");
+    let failed = |p: &PartitionStatus| p.state == PartitionState::Faulted(FaultCode::LocalLog);
+    world.until("the failure", MINUTE, |status| status.partitions.iter().any(failed));
+    world.sim.run_for(10 * MINUTE);
+    world.sim.set_faults(Faults::none());
+    let now_ms = world.sim.enter(world.executor, ring::wall_ms);
+    let next_ms = world.partition("orders", 1).retry_at_ms;
+    if next_ms.is_some_and(|at_ms| at_ms - now_ms < 10_000) {
+        panic!("the pause is too short to tell: {next_ms:?}, {now_ms}");
+    }
+    world.resume("orders");
+    let took = world.until_caught_up(MINUTE);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_high_watermark_that_was_false_is_not_kept_for_ever() {
+    let orders = topic("orders", 1, 20);
+    let mut world = World::new(Faults::none(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    let lie = Fault::HighWatermark(10_000);
+    world.cluster.inject(Target::partition("orders", 0), lie, None);
+    world.cluster.append("orders", 0, 1).expect("appends");
+    world.until("the lie", MINUTE, |status| status.partitions[0].source_end == Some(10_000));
+    world.cluster.clear_faults();
+    world.cluster.append("orders", 0, 1).expect("appends");
+    world.until("the truth", MINUTE, |status| status.partitions[0].source_end == Some(22 * 16));
+    assert_eq!(world.partition("orders", 0).high_watermark, 10_000, "it may be an election");
+    world.until("the high watermark", 2 * MINUTE, |status| {
+        status.partitions[0].high_watermark == 22 * 16
+    });
+}
+
+#[test]
+fn a_clock_that_jumps_moves_no_retry_and_no_lag() {
+    let mut faults = Faults::none();
+    let orders = topic("orders", 2, 20);
+    let mut world = World::new(faults.clone(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    faults.clock.jump_ppm = 100_000;
+    world.sim.set_faults(faults.clone());
+    // One partition waits, again and again, while the clock goes up to an hour to and fro.
+    world.cluster.inject(
+        Target::partition("orders", 1),
+        Fault::FlipBit { byte: 900, bit: 1 },
+        Some(3),
+    );
+    world.cluster.append("orders", 1, 5).expect("appends");
+    let took = world.until_caught_up(MINUTE);
+    assert!(took < Duration::from_secs(20), "three short pauses: {took:?}");
+    for _ in 0..20 {
+        world.sim.set_faults(faults.clone());
+        world.sim.run_for(Duration::from_millis(1_700));
+        // What was heard before the last jump is told by the clock after it.
+        world.sim.set_faults(Faults::none());
+        let status = world.status();
+        let now_ms = world.sim.enter(world.executor, ring::wall_ms);
+        for p in &status.partitions {
+            let lag_ms = now_ms - p.caught_up_at_ms.expect("known");
+            assert!((0..1_500).contains(&lag_ms), "{lag_ms} ms");
+            assert_eq!(p.state, PartitionState::Active);
+        }
+    }
+}
+
+#[test]
+fn memory_that_is_all_held_by_idle_ends_is_named() {
+    let tiny = TopicSpec::new("tiny", 1_800, 1).with_batches(9, 300, 1).with_ring_bytes(1 << 10);
+    let mut world = World::new(Faults::none(), &[tiny], settings(), 8 << 20);
+    let short = |p: &PartitionStatus| p.state == PartitionState::MemoryShort;
+    world.until("shortage", 5 * MINUTE, |status| status.partitions.iter().any(short));
+    let status = world.status();
+    let told = status.partitions.iter().find(|p| short(p)).expect("it is short");
+    let reason = told.reason.as_deref().expect("a reason");
+    assert!(reason.contains("[shards]"), "it says what to set: {reason}");
+}
+
+#[test]
+fn a_source_that_says_diverging_again_and_again_is_asked_seldom_and_named() {
+    let orders = topic("orders", 2, 20);
+    let mut world = World::new(Faults::none(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    let lie = Fault::Diverging { epoch: 0, end_offset: 32 };
+    world.cluster.inject(Target::partition("orders", 1), lie, None);
+    world.cluster.append("orders", 1, 5).expect("appends");
+    let before = world.status().stats.fetches;
+    world.until("a fault", 5 * MINUTE, |status| {
+        status.partitions[1].state == PartitionState::Faulted(FaultCode::Diverged)
+    });
+    let asked = world.status().stats.fetches - before;
+    assert!(asked < 200, "{asked} fetches");
+    world.cluster.clear_faults();
+    world.resume("orders");
+    world.until_caught_up(MINUTE);
+}
+
+#[test]
+fn ten_thousand_partitions_are_deleted_while_another_is_followed() {
+    let tiny = TopicSpec::new("tiny", 10_000, 0).with_ring_bytes(1 << 10);
+    let orders = topic("orders", 1, 20);
+    let mut world = World::new(Faults::none(), &[tiny, orders], settings(), 64 << 20);
+    world.until_caught_up(10 * MINUTE);
+    let partitions: Vec<PartitionKey> = (0..10_000).map(|at| world.key("tiny", at)).collect();
+    let answers = world.ask(|reply| Command::Delete { partitions, reply });
+    assert!(answers.len() == 10_000 && answers.iter().all(Result::is_ok));
+    world.cluster.append("orders", 0, 3).expect("appends");
+    let took = world.until("more", MINUTE, |status| {
+        status.partitions.len() == 1 && status.partitions[0].received == 23 * 16
+    });
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}

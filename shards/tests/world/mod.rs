@@ -1,0 +1,272 @@
+//! A shard and its source on the simulator: links of any length, disks that fail, clocks that jump,
+//! and the same run again from the same seed.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::sim::{ExecutorId, Faults, Machine, Simulation};
+use ring::{Address, Class, Config, Gather, Listener, Share, Stream};
+use shards::control::*;
+use source::{Cluster, Desk, Reply, TopicSpec};
+use storage::boot::Boot;
+use tokio::sync::{mpsc, oneshot};
+
+const DATA: &str = "/data";
+const LINK: &str = "prod";
+const PIECE_BYTES: usize = 64 << 10;
+/// How soon a broker that holds a fetch looks again.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// One broker, one shard.
+pub struct World {
+    pub sim: Simulation,
+    pub cluster: Cluster,
+    pub settings: LinkSettings,
+    pub executor: ExecutorId,
+    commands: mpsc::Sender<Command>,
+    events: mpsc::Receiver<Event>,
+    topics: Vec<TopicSpec>,
+    /// The most connections seen.
+    pub connections_peak: u32,
+}
+
+pub fn settings() -> LinkSettings {
+    LinkSettings {
+        start: Start::Earliest,
+        rate_limit: None,
+        backfill_rate_limit: None,
+        connections_max: 4,
+        allow_truncation: false,
+        on_source_gap: OnSourceGap::Fault,
+        undo_window: Duration::from_secs(3600),
+        batch_bytes_max: 4 << 20,
+    }
+}
+
+fn address() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(10, 0, 0, 1), 9092))
+}
+
+impl World {
+    /// A world in which the shard already follows these topics.
+    pub fn new(
+        faults: Faults,
+        topics: &[TopicSpec],
+        settings: LinkSettings,
+        memory_bytes: usize,
+    ) -> World {
+        let mut sim = Simulation::new(7, Faults::none());
+        let config = source::Config {
+            listen: vec![address()],
+            topics: topics.to_vec(),
+            ..source::Config::loopback(1)
+        };
+        let desk = Desk::new(config).expect("a possible source");
+        let cluster = desk.cluster();
+        let machine = sim.machine();
+        let memory = |arena_bytes| Config { arena_bytes, operations_max: 4096, ..Config::small() };
+        let broker = sim.executor_on(machine, memory(64 << 20));
+        sim.spawn_on(broker, Share::Serve, serve(desk)).detach();
+        let boot = sim.run(async { Boot::prepare_simulated(&[DATA.into()]).await });
+        sim.set_faults(faults);
+        let config = ShardConfig {
+            index: 0,
+            memory_bytes,
+            boot: boot.expect("a data directory"),
+            flush_interval: Duration::from_millis(200),
+            client_id: "world".into(),
+            helper_cores: Vec::new(),
+            stop_limit: Duration::from_secs(20),
+        };
+        let executor = sim.executor(memory(memory_bytes));
+        let (commands, inbox) = mpsc::channel(256);
+        let (theirs, events) = mpsc::channel(1024);
+        let root = shards::run(config, theirs, inbox);
+        sim.spawn_on(executor, Share::Background, async move {
+            root.await.expect("the shard runs");
+        })
+        .detach();
+        let topics = topics.to_vec();
+        let connections_peak = 0;
+        let mut world =
+            World { sim, cluster, settings, executor, commands, events, topics, connections_peak };
+        world.tell(Command::Link { link: LINK.into(), settings: world.settings.clone() });
+        world.tell_leaders();
+        world.assign();
+        world
+    }
+
+    fn assign(&mut self) {
+        let mut partitions = Vec::new();
+        for topic in &self.topics {
+            for partition in 0..topic.partitions {
+                partitions.push(Assign {
+                    key: self.key(&topic.name, partition),
+                    topic_id: self.cluster.topic_id(&topic.name).ok(),
+                    data_dir: PathBuf::from(DATA),
+                    mode: Mode::Replicate,
+                    segment_bytes: 64 << 20,
+                    segment_ms: i64::MAX,
+                });
+            }
+        }
+        let answers = self.ask(|reply| Command::Assign { partitions, reply });
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    }
+
+    pub fn key(&self, topic: &str, partition: i32) -> PartitionKey {
+        PartitionKey { link: LINK.into(), topic: topic.into(), partition }
+    }
+
+    pub fn tell(&self, command: Command) {
+        self.commands.try_send(command).expect("room for a command");
+    }
+
+    pub fn resume(&self, topic: &str) {
+        self.tell(Command::Resume { link: LINK.into(), topics: Some(vec![topic.into()]) });
+    }
+
+    pub fn ask<T>(&mut self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
+        let (reply, mut answer) = oneshot::channel();
+        self.tell(command(reply));
+        loop {
+            self.sim.run_for(Duration::from_millis(1));
+            if let Ok(answer) = answer.try_recv() {
+                return answer;
+            }
+        }
+    }
+
+    pub fn tell_leaders(&self) {
+        let topic = |spec: &TopicSpec| TopicView {
+            topic: spec.name.as_str().into(),
+            topic_id: self.cluster.topic_id(&spec.name).ok(),
+            partitions: (0..spec.partitions)
+                .filter_map(|partition| {
+                    let leader_epoch = self.cluster.log(&spec.name, partition).ok()?.leader_epoch();
+                    Some(PartitionView { partition, leader: Some(0), leader_epoch })
+                })
+                .collect(),
+        };
+        let broker = Broker {
+            id: 0,
+            host: "broker".into(),
+            port: address().port(),
+            addresses: vec![address()],
+        };
+        let topics = self.topics.iter().map(topic).collect();
+        let view = ClusterView { brokers: vec![broker], topics };
+        self.tell(Command::Leaders { link: LINK.into(), view: Arc::new(view) });
+    }
+
+    pub fn status(&mut self) -> ShardStatus {
+        while let Ok(event) = self.events.try_recv() {
+            if matches!(event, Event::MetadataStale { .. }) {
+                self.tell_leaders();
+            }
+        }
+        let status = self.ask(|reply| Command::Status { link: None, reply });
+        let connections: u32 = status.connections.iter().map(|(_, count)| count).sum();
+        self.connections_peak = self.connections_peak.max(connections);
+        status
+    }
+
+    pub fn partition(&mut self, topic: &str, partition: i32) -> PartitionStatus {
+        let key = self.key(topic, partition);
+        let status = self.status();
+        status.partitions.into_iter().find(|p| p.key == key).expect("it is known")
+    }
+
+    /// Lets the world run until something holds; how long that took there.
+    pub fn until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut holds: impl FnMut(&ShardStatus) -> bool,
+    ) -> Duration {
+        let begun = self.sim.now();
+        loop {
+            let status = self.status();
+            if holds(&status) {
+                return self.sim.now() - begun;
+            }
+            assert!(self.sim.now() - begun < limit, "{what} never came: {status:#?}");
+            self.sim.run_for(Duration::from_millis(50));
+        }
+    }
+
+    /// Lets the world run until the copy has all of the source.
+    pub fn until_caught_up(&mut self, limit: Duration) -> Duration {
+        let cluster = self.cluster.clone();
+        self.until("catching up", limit, |status| {
+            status.partitions.iter().all(|p| {
+                let log = cluster.log(&p.key.topic, p.key.partition).expect("it has it");
+                p.written == log.high_watermark()
+            })
+        })
+    }
+
+    /// The machine the shard runs on.
+    pub fn machine(&self) -> Machine {
+        Machine::FIRST
+    }
+}
+
+async fn serve(desk: Desk) {
+    let listener = Listener::bind(&Address::Tcp(address())).expect("a free address");
+    loop {
+        let Ok(stream) = listener.accept().await else { continue };
+        let desk = desk.clone();
+        let answering = async move {
+            let _ = converse(&desk, &stream).await;
+        };
+        ring::spawn(Share::Serve, answering).detach();
+    }
+}
+
+async fn converse(desk: &Desk, stream: &Stream) -> io::Result<()> {
+    loop {
+        let head = receive(stream, 4).await?;
+        let length = u32::from_be_bytes(head.try_into().expect("4 bytes"));
+        let request = receive(stream, length as usize).await?;
+        let answer = match desk.request(0, &request) {
+            Reply::Answer(answer) => answer,
+            Reply::Close => return Ok(()),
+            Reply::Fetch(mut waiting) => {
+                let until = ring::now() + waiting.wait_max();
+                loop {
+                    if let Some(answer) = waiting.look(ring::now() >= until) {
+                        break answer;
+                    }
+                    ring::sleep(LOOK).await;
+                }
+            }
+        };
+        for piece in answer.chunks(PIECE_BYTES) {
+            let mut lease = ring::lease(piece.len(), Class::Control).await;
+            lease[..piece.len()].copy_from_slice(piece);
+            let (slice, _) = lease.freeze(piece.len());
+            stream.send_all(Gather::from_iter([slice])).await?;
+        }
+    }
+}
+
+async fn receive(stream: &Stream, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut received = Vec::new();
+    while received.len() < bytes {
+        let wanted = (bytes - received.len()).min(PIECE_BYTES);
+        let (lease, _) = ring::lease(wanted, Class::Control).await.split(wanted);
+        let (result, [lease, _]) = stream.receive([Some(lease), None], false).await;
+        let count = result?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        received.extend_from_slice(&lease.expect("it comes back")[..count]);
+    }
+    Ok(received)
+}
