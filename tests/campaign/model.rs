@@ -86,14 +86,13 @@ impl Model {
         *self = Model { before, ..Model::new(self.key.clone()) };
     }
 
-    /// The copy has failed over and follows no more; `whole`: all of it up to `end` is flushed.
-    pub fn seal(&mut self, end: i64, whole: bool) {
-        self.sealed = Some(whole.then_some(end));
+    /// The copy has failed over and follows no more; all of it up to `end` is flushed, if that is
+    /// known.
+    pub fn seal(&mut self, end: Option<i64>) {
+        self.sealed = Some(end);
         self.open_cuts.clear();
         self.stands = None;
-        if whole {
-            self.floor = self.floor.max(end);
-        }
+        self.floor = self.floor.max(end.unwrap_or(0));
     }
 
     /// Holds what is received against an order to stand still.

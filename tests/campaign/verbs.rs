@@ -181,11 +181,12 @@ impl World {
                 self.tally.count("topic failed over");
                 for Sealed { key, end_offset, error, .. } in sealed {
                     let model = self.models.get_mut(&key).expect("it is known");
-                    if error.is_none() && end_offset < model.floor {
+                    let end = Option::from(end_offset).filter(|_| error.is_none());
+                    if end.is_some_and(|end| end < model.floor) {
                         let floor = model.floor;
-                        return Err(format!("{key}: sealed at {end_offset}, {floor} was flushed"));
+                        return Err(format!("{key}: sealed at {end:?}, {floor} was flushed"));
                     }
-                    model.seal(end_offset, error.is_none());
+                    model.seal(end);
                 }
             }
             (Some(topic), Answers::Delete(_, gone)) => {

@@ -386,7 +386,6 @@ impl World {
                     model.flushed = model.flushed.min(from);
                     self.tally.truncations += 1;
                 }
-                _ => {}
             }
         }
         Ok(stale)
