@@ -132,3 +132,27 @@ impl Drop for Reserved {
         self.budget.reserved.set(self.budget.reserved.get() - self.bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ring::{Config, run, timeout};
+
+    #[test]
+    fn what_is_reserved_by_one_is_asked_for_by_no_other() {
+        let reserving = async {
+            let budget = Rc::new(Budget::default());
+            let everything = Budget::reserve(&budget, usize::MAX).await;
+            assert_eq!(everything.bytes(), reservable());
+            let more = Budget::reserve(&budget, usize::MAX);
+            let waited = timeout(Duration::from_millis(20), more).await;
+            assert!(waited.is_err(), "the same memory was reserved twice");
+            drop(everything);
+            // What the logs hold is not free either.
+            let held = ring::lease(64 << 10, ring::Class::Records).await;
+            let rest = Budget::reserve(&budget, usize::MAX).await;
+            assert_eq!(rest.bytes(), reservable() - held.len());
+        };
+        run(Config::small(), reserving).expect("an executor");
+    }
+}
