@@ -98,6 +98,11 @@ pub async fn verify_all(shard: Rc<Shard>, settings: VerifySettings) {
             verify_one(&shard, &partition, &verifier).await;
         }
         shard.counters.verified_at_ms.set(Some(ring::wall_ms()));
+        tracing::info!(
+            shard = shard.config.index,
+            bytes = verifier.bytes(),
+            "stored bytes were verified"
+        );
         rest(&shard, &verifier, settings.every).await;
     }
 }

@@ -201,7 +201,12 @@ impl Fetcher {
                 self.session.unwant(key);
                 self.blocked.push(key);
             }
-            AppendError::NotHealthy => self.let_go(key),
+            AppendError::NotHealthy => {
+                if log.is_damaged() {
+                    self.link.repairs.add(&partition);
+                }
+                self.let_go(key);
+            }
             AppendError::BatchTooLarge { .. } => {
                 let advice = "raise batch_bytes_max of the link, then resume";
                 self.fault(key, FaultCode::BatchTooLarge, format!("{error}; {advice}"));

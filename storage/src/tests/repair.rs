@@ -7,10 +7,13 @@ use std::os::unix::fs::FileExt;
 use proptest::prelude::*;
 use ring::{Class, Slice};
 
+use super::simulated::{self, batch, compare, simulated_store};
 use super::*;
 use crate::recovery::Corrupt;
 use crate::repair::{Repair, RepairError, plan};
 use crate::verify::Verifier;
+use ring::sim::{Faults, Simulation, for_seeds};
+use ring::{File, Gather, OpenOptions};
 
 /// What the source holds: each batch with its base and next offset.
 #[derive(Clone, Default)]
@@ -24,6 +27,11 @@ impl Origin {
         let bytes = shape.bytes();
         self.batches.push((shape.base, shape.base + i64::from(shape.records), bytes.clone()));
         bytes
+    }
+
+    /// What the simulated source sends.
+    fn simulated(end: i64) -> Origin {
+        Origin { batches: (0..end).map(|base| (base, base + 1, batch(base))).collect() }
     }
 
     /// An answer from `offset` on, of about `most` bytes, its last batch cut short.
@@ -322,4 +330,91 @@ proptest! {
             format::check(&path);
         });
     }
+}
+
+/// Damage of random kinds, durable, on a log that is closed.
+async fn hurt_at_random(folder: &Path) {
+    let mut names: Vec<String> = ring::fs::read_dir(folder)
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|entry| entry.name.into_string().ok())
+        .filter(|name| name.ends_with(".log"))
+        .collect();
+    names.sort();
+    for _ in 0..1 + ring::random() % 3 {
+        let path = folder.join(&names[ring::random() as usize % names.len()]);
+        let Ok(bytes) = ring::fs::size(&path).await else { continue };
+        if ring::random() % 4 == 0 {
+            ring::fs::remove_file(&path).await.unwrap();
+            continue;
+        }
+        let file = File::open(&path, OpenOptions::READ_WRITE).await.unwrap();
+        if ring::random() % 4 == 0 {
+            file.truncate(ring::random() % bytes.max(1)).await.unwrap();
+            continue;
+        }
+        let at = ring::random() % bytes.max(1);
+        let (read, lease) = file.read_at(at, ring::lease(4096, Class::Control).await).await;
+        let count = read.unwrap().min(1 + ring::random() as usize % 4096);
+        let mut lease = lease;
+        lease[..count].iter_mut().for_each(|byte| *byte ^= 0x5a);
+        let slice = lease.freeze(count).0;
+        if count > 0 {
+            file.write_at(at, Gather::from_iter([slice])).await.unwrap();
+        }
+    }
+    ring::fs::sync_filesystem("/data").await.unwrap();
+}
+
+/// Opens, verifies and mends; whole is whole, whatever came before.
+async fn mend_simulated(end: i64) {
+    let store = simulated_store().await;
+    let (log, _) = open(&store, simulated::settings()).await;
+    let verifier = Verifier::new(0);
+    log.verify(&verifier).await;
+    if !log.is_damaged() {
+        compare(&log, end).await;
+    }
+    let origin = Origin::simulated(end);
+    origin.mend_all(&log, &verifier).await.unwrap();
+    // What lay behind the damage that a start had found is known only now.
+    if log.verify(&verifier).await > 0 {
+        origin.mend_all(&log, &verifier).await.unwrap();
+    }
+    assert_eq!(log.verify(&verifier).await, 0, "{:?}", log.damages());
+    assert_eq!(log.state(), LogState::Healthy);
+    compare(&log, end).await;
+    // It goes on.
+    assert_eq!(log.positions().received.0.offset, end);
+    store.close().await;
+}
+
+#[test]
+fn a_power_loss_in_the_middle_of_a_repair_leaves_damage_or_what_is_whole() {
+    const END: i64 = 150;
+    for_seeds(1, 30, |seed| {
+        let mut sim = Simulation::new(seed, Faults::default());
+        let machine = sim.machine();
+        let first = sim.executor_on(machine, ring::Config::small());
+        sim.run_on(first, async {
+            let store = simulated_store().await;
+            let (log, _) = open(&store, simulated::settings()).await;
+            for base in 0..END {
+                respond(&log, &batch(base), 4000).unwrap();
+            }
+            log.flush().await.unwrap();
+            store.close().await;
+            hurt_at_random(log.folder()).await;
+        });
+        for _ in 0..6 {
+            let executor = sim.executor_on(machine, ring::Config::small());
+            sim.spawn_on(executor, ring::Share::Replicate, mend_simulated(END)).detach();
+            let time = std::time::Duration::from_micros(1 + sim.random_below(60_000));
+            sim.run_for(time);
+            sim.crash(executor);
+        }
+        let last = sim.executor_on(machine, ring::Config::small());
+        sim.run_on(last, mend_simulated(END));
+    });
 }
