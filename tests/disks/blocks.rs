@@ -38,6 +38,16 @@ impl Blocks {
         bytes
     }
 
+    /// Where these bytes stand, in one block and at the start of a sector.
+    pub fn find(&self, bytes: &[u8]) -> Option<u64> {
+        self.0.iter().enumerate().find_map(|(index, block)| {
+            let block = block.as_ref()?;
+            let mut starts = (0..=BLOCK - bytes.len()).step_by(SECTOR);
+            let within = starts.find(|at| block[*at..].starts_with(bytes))?;
+            Some((index * BLOCK + within) as u64)
+        })
+    }
+
     /// Writes; false beyond the end of the device.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> bool {
         if at.saturating_add(bytes.len() as u64) > self.bytes() {

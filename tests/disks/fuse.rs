@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,6 +47,8 @@ pub struct Device {
 struct State {
     cached: Cached,
     refused: Refused,
+    /// Bytes that cannot be read until they are written again.
+    spoiled: Vec<Range<u64>>,
     refusals: u64,
 }
 
@@ -64,7 +67,9 @@ impl Device {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("understudy-device"), folder, Some("fuse"), flags, Some(options.as_str()))
             .map_err(|e| told("mount a FUSE folder (this needs root)", &e))?;
-        let state = State { cached: Cached::new(bytes), refused: Refused::default(), refusals: 0 };
+        let cached = Cached::new(bytes);
+        let (refused, spoiled) = (Refused::default(), Vec::new());
+        let state = State { cached, refused, spoiled, refusals: 0 };
         let state = Arc::new(Mutex::new(state));
         let served = Arc::clone(&state);
         let server = std::thread::Builder::new()
@@ -88,6 +93,12 @@ impl Device {
     /// Changes what is refused from now on.
     pub fn refuse(&self, refused: Refused) {
         lock(&self.state).refused = refused;
+    }
+
+    /// These bytes cannot be read any more (EIO) until they are written again, as on a disk whose
+    /// medium has worn out.
+    pub fn spoil(&self, bytes: Range<u64>) {
+        lock(&self.state).spoiled.push(bytes);
     }
 
     /// How often something was refused.
@@ -242,7 +253,9 @@ fn attributes(node: u64, size: u64) -> Vec<u8> {
 fn read(state: &Mutex<State>, request: &Request<'_>) -> Answer {
     let (at, length) = (request.u64(HEAD_BYTES + 8), request.u32(HEAD_BYTES + 16));
     let mut state = lock(state);
-    if state.refused.reads {
+    let end = at + u64::from(length);
+    let spoiled = state.spoiled.iter().any(|bytes| bytes.start < end && at < bytes.end);
+    if state.refused.reads || spoiled {
         state.refusals += 1;
         return Err(Errno::EIO);
     }
@@ -260,6 +273,8 @@ fn write(state: &Mutex<State>, request: &Request<'_>) -> Answer {
     if data.len() != length as usize || !state.cached.write(at, data) {
         return Err(Errno::EINVAL);
     }
+    let end = at + u64::from(length);
+    state.spoiled.retain(|bytes| bytes.start < at || end < bytes.end);
     Ok([length, 0].map(u32::to_ne_bytes).concat())
 }
 

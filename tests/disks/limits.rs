@@ -74,13 +74,35 @@ pub fn few_descriptors() -> Outcome {
         let mut node = Understudy::at("descriptors", source.bootstrap(), None, &[TOPIC])?;
         node.within(&["prlimit".into(), format!("--nofile={count}:{count}"), "--".into()]);
         node.spawn()?;
-        let proven = node_ends_or(&mut node, |node| source.prove(node).map(drop))?;
+        let proven = node_ends_or(&mut node, "NOFILE", |node| source.prove(node).map(drop))?;
         let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
         ensure(!said.contains("panicked"), || format!("{count} descriptors: {said}"))?;
         eprintln!(
             "  {count}: {}",
             if proven { "runs" } else { said.lines().find(|l| l.contains("NOFILE")).unwrap_or("") }
         );
+    }
+    Ok(())
+}
+
+/// Too few threads for a user that is not root: it says so and does not start, or it runs and copies
+/// what there is.
+pub fn few_threads() -> Outcome {
+    for count in [2, 6, 12, 64] {
+        let source = source(10, 0.0)?;
+        let mut node = Understudy::at("threads", source.bootstrap(), None, &[TOPIC])?;
+        // Root has no such limit; nobody else is this user.
+        let user = ["setpriv", "--reuid", "54321", "--clear-groups", "--pdeathsig", "KILL"];
+        let files = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override", "--"];
+        let limit = ["prlimit".to_owned(), format!("--nproc={count}:{count}"), "--".to_owned()];
+        let words = user.into_iter().chain(files).map(str::to_owned);
+        node.within(&words.chain(limit).collect::<Vec<_>>());
+        node.spawn()?;
+        let proven = node_ends_or(&mut node, "thread", |node| source.prove(node).map(drop))?;
+        let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
+        ensure(!said.contains("panicked"), || format!("{count} threads: {said}"))?;
+        let words = said.lines().rev().find(|line| line.contains("thread")).unwrap_or("");
+        eprintln!("  {count}: {}", if proven { "runs" } else { words });
     }
     Ok(())
 }
@@ -164,16 +186,17 @@ pub fn crowded_admin_socket() -> Outcome {
     source.prove(&mut node).map(drop)
 }
 
-/// True if it does not end by itself, with a status other than 0, but goes through.
+/// True if it does not end by itself, with a status other than 0 and this word, but goes through.
 fn node_ends_or(
     node: &mut Understudy,
+    word: &str,
     through: impl Fn(&mut Understudy) -> Outcome,
 ) -> Outcome<bool> {
     for _ in 0..40 {
         let process = node.process().ok_or("it does not run")?;
         if let Some(status) = process.ended()? {
             let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
-            let clear = status.code().is_some_and(|code| code != 0) && said.contains("NOFILE");
+            let clear = status.code().is_some_and(|code| code != 0) && said.contains(word);
             node.kill();
             return ensure(clear, || format!("{status}\n{said}")).map(|()| false);
         }

@@ -63,6 +63,40 @@ pub fn failing_device() -> Outcome {
     Ok(())
 }
 
+/// Whatever is told as flushed is on the device at that moment, on an idle link too: what the device
+/// is sure of is looked at as it is, before any recovery of ours.
+pub fn flushed_is_on_the_device() -> Outcome {
+    for kind in [Kind::Ext4, Kind::Xfs] {
+        let topic = TopicSpec::new(TOPIC, PARTITIONS, 20).with_batches(7, 6_000, 9);
+        let source = Source::start(&[topic])?;
+        let name = format!("sure-{}", kind.name());
+        let bytes = kind.make(kind.bytes_min().max(256 << 20))?;
+        let volume = Volume::mount(kind, &name, bytes)?;
+        let data = volume.path().join("data");
+        let mut node = Understudy::at(&name, source.bootstrap(), Some(&data), &[TOPIC])?;
+        node.launch()?;
+        let mut pictures = Vec::new();
+        for _ in 0..5 {
+            for partition in 0..PARTITIONS {
+                source.cluster().append(TOPIC, partition, 3).map_err(|e| e.to_string())?;
+            }
+            node.wait_caught_up(TOPIC, &source.ends(TOPIC)?)?;
+            let told = node.status()?;
+            pictures.push((told, volume.device.cut(Cut::Nothing, &mut || 0).0));
+        }
+        node.kill();
+        drop(volume.unmount()?);
+        let count = pictures.len();
+        for (told, left) in pictures {
+            let volume = Volume::mount(kind, &name, left)?;
+            source.holds(&node, &told)?;
+            drop(volume.unmount()?);
+        }
+        eprintln!("  {}: {count} times everything that was told as flushed", kind.name());
+    }
+    Ok(())
+}
+
 /// What was there at one moment, and what the device kept of it.
 struct Picture {
     cut: Cut,
