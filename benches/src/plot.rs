@@ -76,7 +76,7 @@ fn draw_panel(
             x(at),
             top + PANEL_HEAD - 6.0,
             bottom + 16.0,
-            figure(at)
+            (at * 1e6).round() / 1e6
         );
         at += tick;
     }
