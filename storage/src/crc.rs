@@ -21,24 +21,31 @@ pub fn combine(first: u32, second: u32, second_bytes: u64) -> u32 {
     multiply(power_of_x(second_bytes), first) ^ second
 }
 
-/// A CRC-32C taken over pieces: a batch may lie in several buffers.
+/// A CRC-32C taken over pieces: a batch may lie in several buffers. Only the state is kept; the
+/// crate's own digest carries its tables' parameters with it, and every log has several of these.
 #[derive(Clone)]
-pub struct Crc32c(Digest);
+pub struct Crc32c(u64);
 
 impl Crc32c {
     /// Nothing seen yet.
     pub fn new() -> Crc32c {
-        Crc32c(Digest::new(CrcAlgorithm::Crc32Iscsi))
+        Crc32c(Digest::new(CrcAlgorithm::Crc32Iscsi).get_state())
     }
 
     /// Takes in the next piece.
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        let mut digest = self.digest();
+        digest.update(bytes);
+        self.0 = digest.get_state();
     }
 
     /// The checksum of everything seen.
     pub fn finish(&self) -> u32 {
-        truncate(self.0.finalize())
+        truncate(self.digest().finalize())
+    }
+
+    fn digest(&self) -> Digest {
+        Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, self.0)
     }
 }
 

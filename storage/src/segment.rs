@@ -22,7 +22,7 @@ use crate::seal::SealBuilder;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
 /// Room for ends of batches that an idle segment may keep.
-const MARKS_KEPT: usize = 32;
+const MARKS_KEPT: usize = 16;
 
 /// A segment with a buffer.
 pub struct Segment {
