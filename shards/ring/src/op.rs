@@ -4,6 +4,7 @@
 //! buffers, inside [`Done`]. A future dropped in flight leaves its operation to the driver, which
 //! keeps it until the completion arrives.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::future::poll_fn;
 use std::io;
@@ -31,13 +32,15 @@ pub struct Token {
 pub struct Handle {
     number: i32,
     simulated: bool,
+    /// `SO_RCVLOWAT` of a socket, as the driver last set it.
+    pub(crate) low_water: Cell<usize>,
 }
 
 impl Handle {
     /// Takes over an open descriptor of the current executor's driver.
     pub(crate) fn adopt(number: i32) -> Rc<Self> {
         let simulated = with_current(|executor| executor.is_simulated());
-        Rc::new(Self { number, simulated })
+        Rc::new(Self { number, simulated, low_water: Cell::new(1) })
     }
 
     /// The descriptor's number.

@@ -42,6 +42,13 @@ const MESSAGE_SLOT: u32 = u32::MAX - 1;
 /// One registered buffer covers so much of the arena.
 pub const REGISTERED_RANGE: usize = 1 << 30;
 const SUBMISSIONS_MAX: u32 = 1024;
+/// From so many bytes on, a receive of all of them waits in the socket until they are there: one
+/// wake, one completion and one long copy instead of many small ones.
+const LOW_WATER_BYTES_MIN: usize = 64 << 10;
+/// No more than this is waited for in the socket: its buffer must have room for it and for more.
+const LOW_WATER_BYTES_MAX: usize = 1 << 20;
+/// `IORING_RECVSEND_POLL_FIRST`: no try before the socket says that enough has come.
+const POLL_FIRST: u16 = 1;
 /// More pieces than the kernel takes at once make a short transfer (`IOV_MAX`).
 const VECTORS_MAX: usize = 1024;
 
@@ -78,6 +85,10 @@ struct Entry {
     generation: u32,
     /// A socket not yet connected.
     socket: Option<OwnedFd>,
+    /// What a receive of all has got so far.
+    received: usize,
+    /// It was cancelled: what it has got is not gone on with.
+    cancelled: bool,
     vectors: SmallVec<[libc::iovec; 8]>,
     message: libc::msghdr,
     address: libc::sockaddr_storage,
@@ -188,6 +199,7 @@ impl Uring {
         let mut rearm = false;
         let mut rung = false;
         let mut failed = Vec::new();
+        let mut again = SmallVec::<[squeue::Entry; 4]>::new();
         // SAFETY: `&mut self`: no other completion queue of this ring exists.
         for completion in unsafe { self.ring.completion_shared() } {
             match completion.user_data() {
@@ -206,6 +218,11 @@ impl Uring {
                     let slot = &mut self.entries[token.slot as usize];
                     let mut entry = slot.take().expect("a completion has its operation");
                     assert_eq!(entry.generation, token.generation, "another operation's slot");
+                    if let Some(submission) = entry.go_on(&self.arena, completion.result()) {
+                        again.push(submission.user_data(word));
+                        *slot = Some(entry);
+                        continue;
+                    }
                     self.in_flight -= 1;
                     self.counters.completions += 1;
                     done.push((token, finish(&mut entry, completion.result())));
@@ -216,6 +233,9 @@ impl Uring {
         if rearm {
             self.bell_armed = false;
             self.arm_bell();
+        }
+        for submission in &again {
+            self.push(submission);
         }
         for (bell, error) in failed {
             bell.ring();
@@ -252,6 +272,7 @@ impl Driver for Uring {
         }
         let mut entry = self.spare.pop().unwrap_or_else(|| Box::new(Entry::empty()));
         entry.generation = token.generation;
+        (entry.received, entry.cancelled) = (0, false);
         entry.op = Some(op);
         match entry.build(&self.arena) {
             Ok(submission) => {
@@ -274,6 +295,11 @@ impl Driver for Uring {
     }
 
     fn cancel(&mut self, token: Token) {
+        if let Some(Some(entry)) = self.entries.get_mut(token.slot as usize)
+            && entry.generation == token.generation
+        {
+            entry.cancelled = true;
+        }
         let entry = opcode::AsyncCancel::new(word(token)).build();
         self.push(&entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(IGNORED));
     }
@@ -408,7 +434,28 @@ impl Entry {
         // SAFETY: both are plain C structures for which all zeros is a valid value.
         let (message, address) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         let vectors = SmallVec::new();
-        Self { op: None, generation: 0, socket: None, vectors, message, address }
+        Self {
+            op: None,
+            generation: 0,
+            socket: None,
+            received: 0,
+            cancelled: false,
+            vectors,
+            message,
+            address,
+        }
+    }
+
+    /// The submission for what is left of a receive of all that has got `result`, if it goes on.
+    fn go_on(&mut self, arena: &Registered, result: i32) -> Option<squeue::Entry> {
+        let Some(Op::Receive { into, all: true, .. }) = &self.op else { return None };
+        let room: usize = into.iter().flatten().map(|lease| lease.len()).sum();
+        self.received += usize::try_from(result).unwrap_or(0);
+        if result <= 0 || self.received >= room || self.cancelled {
+            return None;
+        }
+        // Should that fail, then what has come is the result.
+        self.build(arena).ok()
     }
 
     /// The submission for `self.op`. It points into `self`, which must not be freed before the
@@ -464,17 +511,37 @@ impl Entry {
                     .build()
             }
             Op::Receive { socket, into, all } => {
-                let leases = into.iter_mut().flatten().filter(|lease| !lease.is_empty());
-                self.vectors.extend(leases.map(|lease| vector(lease.pointer(), lease.len())));
-                let flags = if *all { libc::MSG_WAITALL } else { 0 };
+                let mut skip = self.received;
+                for lease in into.iter_mut().flatten() {
+                    let had = skip.min(lease.len());
+                    skip -= had;
+                    if had < lease.len() {
+                        let rest = lease.pointer().wrapping_add(had);
+                        self.vectors.push(vector(rest, lease.len() - had));
+                    }
+                }
+                let bytes: usize = self.vectors.iter().map(|vector| vector.iov_len).sum();
+                let waits = *all && bytes >= LOW_WATER_BYTES_MIN;
+                let low_water = if waits { bytes.min(LOW_WATER_BYTES_MAX) } else { 1 };
+                if socket.low_water.get() != low_water {
+                    system::set_low_water(socket.number(), low_water)?;
+                    socket.low_water.set(low_water);
+                }
+                let flags = if *all && !waits { libc::MSG_WAITALL } else { 0 };
                 let fd = Fd(socket.number());
-                if let [only] = self.vectors[..] {
-                    opcode::Recv::new(fd, only.iov_base.cast(), length(only.iov_len))
-                        .flags(flags)
-                        .build()
-                } else {
-                    let message = message(&mut self.message, &mut self.vectors);
-                    opcode::RecvMsg::new(fd, message).flags(flags.cast_unsigned()).build()
+                match self.vectors[..] {
+                    [only] if !waits => {
+                        opcode::Recv::new(fd, only.iov_base.cast(), length(only.iov_len))
+                            .flags(flags)
+                            .build()
+                    }
+                    _ => {
+                        let message = message(&mut self.message, &mut self.vectors);
+                        opcode::RecvMsg::new(fd, message)
+                            .ioprio(if waits { POLL_FIRST } else { 0 })
+                            .flags(flags.cast_unsigned())
+                            .build()
+                    }
                 }
             }
             Op::Send { socket, from } => {
@@ -503,6 +570,11 @@ fn finish(entry: &mut Entry, result: i32) -> Done {
     let op = entry.op.take();
     let socket = entry.socket.take();
     entry.vectors.clear();
+    // What came before the stream's end, or an error, comes first; a receive after it is told.
+    let result = match i32::try_from(entry.received) {
+        Ok(received) if received > 0 => received,
+        _ => result,
+    };
     let result = match (result, socket) {
         (..0, _) => Err(io::Error::from_raw_os_error(-result)),
         (_, Some(socket)) => Ok(std::os::fd::IntoRawFd::into_raw_fd(socket).cast_unsigned()),

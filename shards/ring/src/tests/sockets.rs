@@ -20,6 +20,79 @@ both!(a_receive_fills_two_leases_in_order, |_| async {
     assert_eq!(received.expect("the end"), 0);
 });
 
+/// Received in one go however it dribbles in; what follows it is not waited for in company.
+async fn waits_for_all(at: Address, large: usize) {
+    let (ours, theirs) = pair_at(at).await;
+    let dribble = large / 7 + 1;
+    let sending = spawn(Share::Replicate, async move {
+        let mut sent = 0;
+        while sent < large + 3 {
+            let bytes = dribble.min(large + 3 - sent);
+            let mut piece = lease(bytes, Class::Records).await;
+            for at in 0..bytes {
+                piece[at] = ((sent + at) % 251) as u8;
+            }
+            theirs.send_all(smallvec![piece.freeze(bytes).0]).await.expect("sends");
+            sent += bytes;
+            sleep(Duration::from_micros(300)).await;
+        }
+        theirs
+    });
+    let (first, _) = lease(large, Class::Records).await.split(large - 10);
+    let (second, _) = lease(4096, Class::Control).await.split(10);
+    let (received, into) = ours.receive([Some(first), Some(second)], true).await;
+    assert_eq!(received.expect("receives"), large);
+    let bytes = into.iter().flatten().flat_map(|lease| lease.iter());
+    assert!(bytes.enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
+    assert_eq!(receive(&ours, 3).await.len(), 3, "three bytes are not kept back");
+    drop(sending.await);
+    let (rest, _) = lease(large, Class::Records).await.split(large);
+    let (received, _) = ours.receive([Some(rest), None], true).await;
+    assert_eq!(received.expect("the end"), 0);
+}
+
+const LARGE: usize = if cfg!(miri) { 70 << 10 } else { 200 << 10 };
+
+both!(a_large_receive_waits_for_all, |_| async {
+    waits_for_all(loopback(), LARGE).await;
+    waits_for_all(loopback(), 66_000).await;
+});
+
+both!(a_large_receive_waits_for_all_of_a_unix_socket, |folder: PathBuf| async move {
+    waits_for_all(Address::Unix(folder.join("socket")), LARGE).await;
+});
+
+both!(a_large_receive_ends_with_the_stream, |_| async {
+    let (ours, theirs) = pair().await;
+    let piece = lease(100_000, Class::Records).await.freeze(100_000).0;
+    theirs.send_all(smallvec![piece]).await.expect("sends");
+    let pending = spawn(Share::Serve, async move {
+        let (room, _) = lease(LARGE, Class::Records).await.split(LARGE);
+        let (received, into) = ours.receive([Some(room), None], true).await;
+        (received.expect("what came"), ours.receive(into, true).await.0.expect("the end"))
+    });
+    sleep(Duration::from_millis(2)).await;
+    theirs.shutdown();
+    assert_eq!(pending.await, (100_000, 0));
+});
+
+both!(a_large_receive_can_be_dropped_half_way, |_| async {
+    let (ours, theirs) = pair().await;
+    let receiving = ours.clone();
+    let pending = spawn(Share::Serve, async move {
+        let (room, _) = lease(LARGE, Class::Records).await.split(LARGE);
+        receiving.receive([Some(room), None], true).await
+    });
+    sleep(Duration::from_millis(1)).await;
+    let piece = lease(30_000, Class::Records).await.freeze(30_000).0;
+    theirs.send_all(smallvec![piece]).await.expect("sends");
+    sleep(Duration::from_millis(1)).await;
+    drop(pending);
+    while memory().used > 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+});
+
 async fn hello(address: Address) {
     let (ours, theirs) = pair_at(address).await;
     theirs.send_all(text("hello").await).await.expect("sends");

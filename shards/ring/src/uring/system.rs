@@ -128,11 +128,21 @@ pub fn set_no_delay(socket: RawFd) {
     let _ = set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY);
 }
 
+/// Lets the socket be readable only once so many bytes have come, or its stream has ended
+/// (`SO_RCVLOWAT`). Its buffer grows as needed.
+pub fn set_low_water(socket: RawFd, bytes: usize) -> io::Result<()> {
+    let bytes = i32::try_from(bytes).expect("a low-water mark is below 2 GiB");
+    set_value(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
+}
+
 fn set_option(socket: RawFd, level: i32, option: i32) -> io::Result<()> {
-    let one = 1i32;
+    set_value(socket, level, option, 1)
+}
+
+fn set_value(socket: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: reads `len` bytes from a live local.
-    check(unsafe { libc::setsockopt(socket, level, option, (&raw const one).cast(), len) })
+    check(unsafe { libc::setsockopt(socket, level, option, (&raw const value).cast(), len) })
         .map(drop)
 }
 
