@@ -30,8 +30,9 @@ use tally::Tally;
 /// Seeds that once found a bug: a hole when a new segment found no memory; a log start that was not
 /// followed; a comparison that waited for what the source had deleted; an unreadable checkpoint
 /// slot that kept the node down; sealing that waited for the memory it was to free; an empty
-/// log that forgot, in a restart, that its first batch may begin below it.
-const FOUND: &[u64] = &[1012, 1014, 1016, 1030, 1055, 1207, 5010];
+/// log that forgot, in a restart, that its first batch may begin below it; files of a deleted topic
+/// that a power loss brought back; what was known of a deleted log held against its successor.
+const FOUND: &[u64] = &[1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 40076];
 
 /// How long the plain command runs.
 const SECONDS: u64 = 60;

@@ -95,8 +95,12 @@ impl Model {
         self.floor = self.floor.max(end.unwrap_or(0));
     }
 
-    /// Holds what is received against an order to stand still.
-    pub fn received(&mut self, received: i64) -> Result<(), String> {
+    /// Holds what is received against an order to stand still. A log that was just being made, and
+    /// has no record, may begin anywhere.
+    pub fn received(&mut self, received: i64, log_start: i64) -> Result<(), String> {
+        if received == log_start {
+            return Ok(());
+        }
         if let Some(Some(end)) = self.sealed
             && received > end
         {

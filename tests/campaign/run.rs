@@ -1,6 +1,7 @@
 //! A world's life: some rounds that end in an accident each, and then, in peace, everything must
 //! be there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ring::sim::Machine;
@@ -96,13 +97,9 @@ fn begin(world: &mut World, shards: usize, faults: ring::sim::Faults) -> Result<
             return Err("opening logs never ends".into());
         }
     }
-    let deleting = |(topic, standing): (&_, &_)| {
-        (*standing == Standing::Deleting).then(|| std::sync::Arc::clone(topic))
-    };
-    let deleting: Vec<_> = world.standing.iter().filter_map(deleting).collect();
-    deleting.into_iter().for_each(|topic| world.delete(topic));
     let refused = world.shards.iter().flat_map(|shard| &shard.refused);
     let refused: Vec<(PartitionKey, String)> = refused.cloned().collect();
+    deleting(world).into_iter().for_each(|topic| world.delete(topic));
     until_obeyed(world)?;
     world.shards.iter_mut().for_each(|shard| shard.last = None);
     while world.shards.iter().any(|shard| shard.last.is_none()) {
@@ -210,6 +207,11 @@ fn finish(world: &mut World) -> Result<(), String> {
         until_obeyed(world)?;
         world.resume_all();
     }
+    // What could not be deleted on the bad disk is now.
+    while !deleting(world).is_empty() {
+        deleting(world).into_iter().for_each(|topic| world.delete(topic));
+        until_obeyed(world)?;
+    }
     let sick = world.plan.trouble.lies.then(|| world.any_key());
     let followed = |key: &PartitionKey| world.standing[&key.topic] == Standing::Followed;
     let sick = sick.filter(followed);
@@ -314,6 +316,12 @@ fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), 
             attend(world, status)?;
         }
     }
+}
+
+fn deleting(world: &World) -> Vec<Arc<str>> {
+    let standing = world.standing.iter();
+    let deleting = standing.filter(|(_, standing)| **standing == Standing::Deleting);
+    deleting.map(|(topic, _)| Arc::clone(topic)).collect()
 }
 
 /// Waits until every shard has carried out what was ordered.

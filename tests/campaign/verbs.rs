@@ -190,7 +190,8 @@ impl World {
                 }
             }
             (Some(topic), Answers::Delete(_, gone)) => {
-                if !gone && !self.bad_disk {
+                let trouble = self.plan.trouble;
+                if !gone && !trouble.bad_disk && !trouble.full_disk {
                     return Err(format!("{topic}: not deleted on a good disk"));
                 }
                 if gone {
