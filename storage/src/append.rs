@@ -69,7 +69,6 @@ pub(crate) struct Inner {
     pub overdue: bool,
     pub disk_full: bool,
     pub closing_down: bool,
-    pub reserved: usize,
 }
 
 impl Inner {
@@ -380,7 +379,6 @@ impl Opened {
             overdue: false,
             disk_full: false,
             closing_down: false,
-            reserved: 0,
         };
         inner.retire(ring::now());
         inner

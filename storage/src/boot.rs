@@ -106,6 +106,8 @@ impl Boot {
                 }
                 Err(source) => return Err(BootError::Io { path: path.join(OWN_FOLDER), source }),
             };
+            // What a crash left of deletions; if it cannot be removed, it harms nobody.
+            let _ = fs::remove_dir_all(dead_folders(&path));
             write_reserve(&path)?;
             let base = Mutex::new(base);
             directories.push(Arc::new(Directory { path, boot: count, lost, ledger, base }));
@@ -207,6 +209,11 @@ fn base_of(entries: BTreeMap<LogId, Entry>, boot: u64) -> Checkpoint {
 /// The path of a shard's checkpoint slot.
 pub fn slot_path(data_dir: &Path, shard: u16, slot: u64) -> PathBuf {
     data_dir.join(OWN_FOLDER).join(format!("checkpoint-{shard}.{slot}"))
+}
+
+/// Where the folders of deleted partitions lie until their files are removed.
+pub(crate) fn dead_folders(data_dir: &Path) -> PathBuf {
+    data_dir.join(OWN_FOLDER).join("deleted")
 }
 
 /// Gives space back to a full disk, so that a failover can write out what it has and be recorded:

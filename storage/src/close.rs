@@ -2,7 +2,7 @@
 
 use crate::log::{Log, LogError, LogState};
 use crate::names::{Kind, PREPARED_FILE};
-use crate::work::remove;
+use crate::work::{at, remove};
 
 impl Log {
     /// Writes, seals, cuts and flushes everything, and closes the log. Its files are then what
@@ -41,7 +41,7 @@ impl Log {
         self.drop_prepared().await?;
         if let Some(file) = file {
             let path = self.path(Kind::Log, self.inner.borrow().active.base);
-            crate::work::at(&path, file.truncate(bytes).await)?;
+            at(&path, file.truncate(bytes).await)?;
         }
         Ok(())
     }
@@ -54,22 +54,29 @@ impl Log {
         Ok(())
     }
 
-    /// Removes the log and all its files.
+    /// Removes the log and all its files. Its folders leave their places first, the seals before
+    /// what they vouch for, so that a crash leaves a whole log or none; what is left of the files is
+    /// removed at the next start.
+    ///
+    /// # Errors
+    /// The file system's. What it says is durable with the next completed flush.
     pub async fn delete(&self) -> Result<(), LogError> {
         let _ = self.end();
         self.inner.borrow_mut().state = LogState::Closed;
         self.settle().await;
         self.inner.borrow_mut().active.file = None;
-        let folders = [self.folder().to_owned(), self.seal_folder().to_owned()];
+        self.inner.borrow_mut().prepared = None;
+        let folders = [self.seal_folder().to_owned(), self.folder().to_owned()];
         for folder in folders {
-            let entries = match ring::fs::read_dir(&folder).await {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                other => crate::work::at(&folder, other)?,
-            };
-            for entry in entries {
-                remove(&folder.join(&entry.name)).await?;
+            if !at(&folder, ring::fs::exists(&folder).await)? {
+                continue;
             }
-            crate::work::at(&folder, ring::fs::remove_dir(&folder).await)?;
+            let dead = self.volume().dead_folder().await?;
+            at(&folder, ring::fs::rename(&folder, &dead).await)?;
+            for entry in at(&dead, ring::fs::read_dir(&dead).await)? {
+                remove(&dead.join(&entry.name)).await?;
+            }
+            at(&dead, ring::fs::remove_dir(&dead).await)?;
         }
         self.volume().forget(self, None);
         self.changed.notify();

@@ -41,6 +41,7 @@ pub mod open;
 pub mod position;
 pub mod producers;
 mod queue;
+mod read_ahead;
 mod rebuild;
 pub mod recovery;
 pub mod repair;

@@ -52,8 +52,10 @@ pub const SAVE_BYTES: u64 = 64 << 20;
 pub const BACKGROUND_WORKERS: usize = 4;
 /// A seal keeps one checksum for so many bytes.
 pub const SEAL_STRIDE_BYTES: u64 = 1 << 20;
-/// A recovery reads in pieces of this size.
-pub const SCAN_BYTES: usize = 256 << 10;
+/// A recovery reads in pieces of this size: from here on a device does not get faster.
+pub const SCAN_BYTES: usize = 1 << 20;
+/// Pieces of one file on their way at once.
+pub const READS_AHEAD: usize = 2;
 /// Stored bytes are read again, to be verified, in pieces of this size.
 pub const VERIFY_BYTES: usize = 256 << 10;
 /// How long verifying waits while memory is short or the disk is busy.

@@ -3,8 +3,7 @@
 //! All methods that take no time are plain functions; state lives in a `RefCell` that is never
 //! held over an await. The bytes of a fetch response go through
 //!
-//! [`Log::reserve`] → [`Log::begin`] → ([`Log::lend`] → receive → [`Log::filled`])*
-//! → [`Log::end`]
+//! [`Log::begin`] → ([`Log::lend`] → receive → [`Log::filled`])* → [`Log::end`]
 //!
 //! and complete, checked batches become writable at once. Writing, preparing space, sealing and
 //! flushing happen behind it, in [`crate::volume`] and `work`.
@@ -254,26 +253,6 @@ impl Log {
         self.inner.borrow().producers.open_transactions().collect()
     }
 
-    /// Takes `bytes` of the shard's budget for records about to be asked for. False: ask for none
-    /// now. Released by [`Log::end`].
-    pub fn reserve(&self, bytes: usize) -> bool {
-        let mut inner = self.inner.borrow_mut();
-        if !inner.takes_records() || inner.disk_full || self.volume.full() {
-            return false;
-        }
-        if !self.memory.reserve(bytes) {
-            return false;
-        }
-        inner.reserved += bytes;
-        true
-    }
-
-    /// Gives a reservation back for which no response came.
-    pub fn release(&self) {
-        let mut inner = self.inner.borrow_mut();
-        self.memory.release(std::mem::take(&mut inner.reserved));
-    }
-
     /// Records of one response are about to arrive.
     pub fn begin(&self, limits: AppendLimits) {
         let mut inner = self.inner.borrow_mut();
@@ -306,9 +285,6 @@ impl Log {
             inner.rewind();
         }
         let lease = inner.active.chain.lend(want, |bytes| self.memory.take(bytes, &self.id))?;
-        let unused = inner.reserved.min(lease.len());
-        inner.reserved -= unused;
-        self.memory.release(unused);
         Some(lease)
     }
 
@@ -349,7 +325,6 @@ impl Log {
             inner.rewind();
             inner.expecting = false;
             inner.active.chain.expect(0);
-            self.memory.release(std::mem::take(&mut inner.reserved));
             self.memory.return_reserve(&self.id);
             inner.takes_records()
         };
@@ -617,8 +592,6 @@ impl Log {
                 tracing::error!(log = %self.id, reason, "log failed");
                 inner.state = LogState::Failed(reason.to_owned());
                 inner.rewind();
-                let reserved = std::mem::take(&mut inner.reserved);
-                self.memory.release(reserved);
             }
         }
         self.changed.notify();

@@ -21,8 +21,8 @@ use crate::limits::{BATCH_BYTES_MAX, SCAN_BYTES};
 use crate::log::{AppendLimits, Log, LogError, LogState};
 use crate::names::REPAIR_FILE;
 use crate::open::{Files, load};
+use crate::read_ahead::lease_of_any_size;
 use crate::recovery::Corrupt;
-use crate::scan::lease_of_any_size;
 use crate::verify::{Part, Verifier};
 use crate::work::{at, remove};
 

@@ -3,13 +3,12 @@
 use std::io;
 use std::path::Path;
 
-use ring::{BLOCK, Class, File, Lease, OpenOptions};
-
 use crate::batch::Batch;
 use crate::check::{AppendError, Bounds, Checker};
 use crate::checkpoint::Replay;
-use crate::limits::{BATCH_BYTES_MAX, SCAN_BYTES};
+use crate::limits::BATCH_BYTES_MAX;
 use crate::position::Place;
+use crate::read_ahead::ReadAhead;
 use crate::recovery::{Scanned, Stopped};
 
 /// A batch found, where it begins, and the CRC-32C of all its bytes.
@@ -38,40 +37,22 @@ pub async fn scan(
     if from.place.bytes >= to_bytes {
         return reader.end();
     }
-    let file = match File::open(path, OpenOptions::READ).await {
+    let mut file = match ReadAhead::open(path, from.place.bytes, to_bytes).await {
         Ok(file) => file,
         Err(error) => return unreadable(from.place, error),
     };
-    let mut at = from.place.bytes;
-    let mut buffer = lease_of_any_size(SCAN_BYTES).await;
-    while at < to_bytes {
-        let (result, back) = file.read_at(at, buffer).await;
-        buffer = back;
-        let bytes = match result {
-            Ok(0) => break,
-            Ok(bytes) => bytes.min((to_bytes - at) as usize),
+    loop {
+        let piece = match file.next().await {
+            Ok(Some(piece)) => piece,
+            Ok(None) => return reader.end(),
             Err(error) => return unreadable(reader.place, error),
         };
-        at += bytes as u64;
-        if let Some(stopped) = reader.take(&buffer[..bytes], &mut visit) {
+        if let Some(stopped) = reader.take(&piece, &mut visit) {
             return stopped;
         }
+        file.recycle(piece);
         ring::yield_now().await;
     }
-    reader.end()
-}
-
-/// Memory of so many bytes, or of fewer when there is little: what frees memory (sealing, saving)
-/// must not wait for a large piece of it.
-pub async fn lease_of_any_size(bytes: usize) -> Lease {
-    let mut size = bytes;
-    while size > BLOCK {
-        if let Some(lease) = ring::try_lease(size, Class::Control) {
-            return lease;
-        }
-        size /= 2;
-    }
-    ring::lease(BLOCK, Class::Control).await
 }
 
 /// The scan without its I/O: bytes in, in pieces of any size, batches out.

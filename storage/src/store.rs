@@ -1,6 +1,6 @@
 //! All logs of one shard, over all data directories.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -61,8 +61,6 @@ pub struct Store {
 pub struct StoreStats {
     /// Open logs.
     pub logs: usize,
-    /// Bytes of memory promised to fetches and not yet taken.
-    pub reserved_bytes: usize,
     /// Per data directory.
     pub volumes: Vec<VolumeStats>,
 }
@@ -156,42 +154,29 @@ impl Store {
         });
         StoreStats {
             logs: self.volumes.iter().map(|volume| volume.log_count()).sum(),
-            reserved_bytes: self.memory.reserved.get(),
             volumes: volumes.collect(),
         }
     }
 }
 
-/// The shard's memory for records: what is promised to fetches, and a last chunk for a batch that
-/// has begun and finds no other.
+impl Drop for Store {
+    /// A log knows its volume, and the volume its logs: without this neither, nor the memory lent to
+    /// them, would ever go.
+    fn drop(&mut self) {
+        self.volumes.iter().for_each(|volume| volume.let_go());
+    }
+}
+
+/// The shard's memory for records, with a last chunk for a batch that has begun and finds no other.
+/// How much of it is promised to fetches is the shard's business.
 pub struct Memory {
-    reserved: Cell<usize>,
     /// The log that may take memory beyond the records' share, so that one at least can complete.
     holder: RefCell<Option<LogId>>,
 }
 
 impl Memory {
     fn new() -> Memory {
-        Memory { reserved: Cell::new(0), holder: RefCell::new(None) }
-    }
-
-    /// Promises memory to a fetch. Half the budget at most is promised or held for records: the
-    /// rest is room for what buffers round up to.
-    pub fn reserve(&self, bytes: usize) -> bool {
-        let memory = ring::memory();
-        let promised = self.reserved.get();
-        // Alone, anything may be tried: a batch larger than half the budget must not wait forever.
-        let alone = promised == 0 && memory.used < memory.total / 4;
-        if promised + memory.used + bytes > memory.total / 2 && !alone {
-            return false;
-        }
-        self.reserved.set(promised + bytes);
-        true
-    }
-
-    /// Takes a promise back.
-    pub fn release(&self, bytes: usize) {
-        self.reserved.set(self.reserved.get() - bytes);
+        Memory { holder: RefCell::new(None) }
     }
 
     /// A chunk of `bytes` or, when memory is short, of less. The last resort is the control share,

@@ -8,24 +8,25 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ring::{BLOCK, Gather, Instant, Share, spawn};
 
-use crate::boot::Directory;
+use crate::boot::{Directory, dead_folders};
 use crate::checkpoint::Entry;
 use crate::limits::{
     BACKGROUND_WORKERS, INDEX_ENTRIES_IN_ALL, INDEX_ENTRIES_PENDING, INDEX_ENTRIES_PENDING_MIN,
     SPACE_BYTES_MAX, SPACE_BYTES_MIN, WRITE_DELAY_US, WRITES_IN_FLIGHT_MAX,
 };
-use crate::log::Log;
+use crate::log::{Log, LogError};
 use crate::names::LogId;
 use crate::queue::pop_if;
 use crate::segment::Write;
 use crate::signal::Signal;
+use crate::work::at;
 
 pub mod flush;
 
@@ -60,6 +61,8 @@ pub struct Volume {
     index_entries_pending: Cell<usize>,
     full: Cell<bool>,
     stopping: Cell<bool>,
+    /// Folders that were deleted.
+    dead: Cell<u64>,
     counters: RefCell<Counters>,
 }
 
@@ -112,6 +115,7 @@ impl Volume {
             // Without room for a few bytes at the start there is none for records.
             full: Cell::new(directory.is_base_missing()),
             stopping: Cell::new(false),
+            dead: Cell::new(0),
             counters: RefCell::default(),
         });
         spawn(Share::Replicate, Rc::clone(&volume).watch_deadlines()).detach();
@@ -198,11 +202,26 @@ impl Volume {
         self.directory.ledger.give_back(log.id(), log.turn(), entry);
     }
 
+    /// Where a folder goes that is being deleted: a name that no other has.
+    pub async fn dead_folder(&self) -> Result<PathBuf, LogError> {
+        let folder = dead_folders(self.path());
+        at(&folder, ring::fs::create_dir_all(&folder).await)?;
+        let count = self.dead.get() + 1;
+        self.dead.set(count);
+        Ok(folder.join(format!("{}-{}-{count}", self.directory.boot, self.shard)))
+    }
+
     /// Makes it durable that what older checkpoints say of this log is over, for it is about to be
     /// made again. False if that failed.
     pub async fn forget_deleted(&self, id: &LogId, turn: u64) -> bool {
         self.gone.borrow_mut().insert(id.clone(), turn);
         self.flush().await
+    }
+
+    /// The store is gone: nothing of it is held here any more.
+    pub(crate) fn let_go(&self) {
+        let lists = (self.ready.take(), self.work.take(), self.dirty.take());
+        drop((self.logs.take(), self.deadlines.take(), lists));
     }
 
     /// How many logs are open.

@@ -12,8 +12,9 @@ use crate::index::IndexBytes;
 use crate::limits::CONTROL_FILE_BYTES_MAX;
 use crate::log::{Log, LogError, LogState};
 use crate::names::{EPOCHS_FILE, Kind, PREPARED_FILE};
+use crate::read_ahead::lease_of_any_size;
 use crate::recovery::{Corrupt, Stopped};
-use crate::scan::{lease_of_any_size, scan};
+use crate::scan::scan;
 use crate::seal::{Ends, Seal, SealBuilder, Stride};
 use crate::volume::is_full;
 

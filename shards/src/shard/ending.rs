@@ -90,6 +90,11 @@ impl Shard {
                 answers.push(task.await);
             }
         }
+        // Or a power loss would bring back what a person was told is gone.
+        if !self.store.flush().await {
+            let reason = || "the device failed to make the removal durable".to_owned();
+            answers.iter_mut().for_each(|answer| *answer = Err(Refused { reason: reason() }));
+        }
         let _ = reply.send(answers);
     }
 

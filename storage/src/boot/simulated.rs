@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     BASE, Base, Boot, BootError, CHECKPOINT, Directory, Inner, Ledger, Merged, base_of,
-    is_checkpoint, keep_found, merge_files, read_slot,
+    dead_folders, is_checkpoint, keep_found, merge_files, read_slot,
 };
 use crate::inventory::FoundPartition;
 use crate::limits::CONTROL_FILE_BYTES_MAX;
@@ -40,12 +40,26 @@ impl Boot {
                 Err(error) if is_full(&error) => Base::Missing(base),
                 Err(source) => return Err(BootError::Io { path, source }),
             };
+            let _ = remove_dead(&path).await;
             let base = Mutex::new(base);
             directories.push(Arc::new(Directory { path, boot: count, lost, ledger, base }));
         }
         partitions.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(Boot(Arc::new(Inner { count, directories, partitions, _locks: Vec::new() })))
     }
+}
+
+/// As `std::fs::remove_dir_all`, two levels deep.
+async fn remove_dead(data_dir: &Path) -> io::Result<()> {
+    let dead = dead_folders(data_dir);
+    for folder in ring::fs::read_dir(&dead).await? {
+        let folder = dead.join(folder.name);
+        for entry in ring::fs::read_dir(&folder).await? {
+            ring::fs::remove_file(folder.join(entry.name)).await?;
+        }
+        ring::fs::remove_dir(folder).await?;
+    }
+    Ok(())
 }
 
 async fn list(

@@ -175,7 +175,8 @@ fn damage_below_the_flushed_end_is_kept_and_named() {
         assert_eq!((corrupt.segment, corrupt.bytes.start), (0, 10 * 1061));
         assert_eq!(corrupt.offsets, 10..40);
         assert!(matches!(log.state(), LogState::Corrupt(_)));
-        assert!(!log.reserve(100));
+        log.begin(LIMITS);
+        assert!(log.lend(100).is_none());
         store.close().await;
         drop((log, store));
         assert_eq!(read_log(copy.path()), before, "nothing was cut");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ring::sim::{Faults, Simulation};
 use ring::{Config, Share};
 
-use super::simulated::{batch, settings};
+use super::simulated::{batch, compare, settings};
 use super::*;
 
 fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
@@ -126,4 +126,51 @@ fn a_log_is_open_in_one_shard_at_a_time() {
         assert_eq!(recovered.positions.flushed.0.offset, 5);
         log.close().await.unwrap();
     });
+}
+
+/// A power loss at any moment of a deletion leaves a whole log or none.
+#[test]
+fn a_deletion_that_is_cut_short_leaves_all_or_nothing() {
+    let (mut whole, mut none) = (0, 0);
+    for seed in 1..60 {
+        let mut sim = Simulation::new(seed, Faults::none());
+        let executor = sim.executor(Config::small());
+        let ready = Rc::new(Cell::new(false));
+        let done = Rc::clone(&ready);
+        let task = async move {
+            let [store, _] = shards().await;
+            let (log, _) = open(&store, settings()).await;
+            respond(&log, &batches(0..90), 3000).unwrap();
+            log.flush().await.unwrap();
+            done.set(true);
+            log.delete().await.unwrap();
+            store.flush().await;
+            std::future::pending::<()>().await;
+        };
+        sim.spawn_on(executor, Share::Replicate, task).detach();
+        sim.run_until(|_| ready.get());
+        sim.run_for(Duration::from_micros(sim.random_below(20_000)));
+        sim.crash(executor);
+        let last = sim.executor(Config::small());
+        let end = Rc::new(Cell::new(0));
+        let found = Rc::clone(&end);
+        sim.run_on(last, async move {
+            let [store, _] = shards().await;
+            let (log, recovered) = open(&store, settings()).await;
+            assert_eq!(recovered.corrupt, None);
+            let end = recovered.positions.received.0.offset;
+            compare(&log, end).await;
+            assert!(
+                ring::fs::read_dir("/data/.understudy/deleted").await.is_ok_and(|l| l.is_empty())
+                    || !ring::fs::exists("/data/.understudy/deleted").await.unwrap()
+            );
+            found.set(end);
+        });
+        match end.get() {
+            0 => none += 1,
+            90 => whole += 1,
+            other => panic!("seed {seed}: {other} of 90"),
+        }
+    }
+    assert!(whole > 5 && none > 5, "{whole} whole, {none} gone");
 }

@@ -108,8 +108,7 @@ async fn live(known: Rc<Known>) {
                     bytes.extend(batch(next));
                     next += 1;
                 }
-                if !bytes.is_empty() && log.reserve(bytes.len()) {
-                    log.release();
+                if !bytes.is_empty() && has_room(&log, bytes.len()) {
                     // Sent is what may be there, whatever the log has come to.
                     known.sent.set(known.sent.get().max(next));
                     let piece = 1 + ring::random() as usize % 8000;
@@ -172,8 +171,7 @@ async fn live_on_bad_disk(known: Rc<Known>) {
         while log.state() == LogState::Healthy {
             let next = log.positions().received.0.offset;
             let bytes: Vec<u8> = (next..next + 5).flat_map(batch).collect();
-            if log.reserve(bytes.len()) {
-                log.release();
+            if has_room(&log, bytes.len()) {
                 known.sent.set(known.sent.get().max(next + 5));
                 respond(&log, &bytes, 2000).unwrap();
             }

@@ -47,8 +47,7 @@ async fn fill(full: Rc<Cell<u32>>, room: Rc<Cell<bool>>) {
             LogState::Healthy => {
                 let next = log.positions().received.0.offset;
                 let bytes: Vec<u8> = (next..next + 5).flat_map(batch).collect();
-                if log.reserve(bytes.len()) {
-                    log.release();
+                if has_room(&log, bytes.len()) {
                     respond(&log, &bytes, 3000).unwrap();
                 } else {
                     full.set(full.get() + 1);
@@ -69,12 +68,11 @@ async fn fill(full: Rc<Cell<u32>>, room: Rc<Cell<bool>>) {
         assert!(tries < 100, "it stays full: {:?} {}", log.positions(), log.has_job());
     }
     tries = 0;
-    while !log.reserve(100_000) {
+    while !has_room(&log, 100_000) {
         ring::sleep(Duration::from_millis(100)).await;
         tries += 1;
         assert!(tries < 100, "{:?} {:?} {:?}", log.state(), ring::memory(), log.positions());
     }
-    log.release();
     let next = log.positions().received.0.offset;
     respond(&log, &(next..next + 40).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
     let flushed = ring::timeout(Duration::from_secs(100), log.flush()).await;
