@@ -183,10 +183,11 @@ impl Shard {
             Command::Hold { topic, state, reason, .. } => {
                 self.set(&Some(vec![topic]), &Mode::Held { state, reason });
             }
-            Command::Seal { topics, reply, .. } => {
+            Command::Seal { link, topics, reply } => {
                 self.set(&Some(topics.clone()), &Mode::Sealed);
                 let partitions = self.0.partitions.borrow();
-                let sealed = partitions.keys().filter(|key| topics.contains(&key.topic));
+                let sealed =
+                    partitions.keys().filter(|key| key.link == link && topics.contains(&key.topic));
                 let end = |key: &PartitionKey| Sealed {
                     key: key.clone(),
                     end_offset: Some(100 + i64::from(key.partition)),

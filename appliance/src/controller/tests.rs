@@ -365,7 +365,8 @@ fn reload_adds_updates_removes_and_refuses() {
         let reload = house.controller.reload(without.clone()).await.expect("store");
         assert_eq!(reload.refused[0].code, "link_live");
         assert!(house.controller.link("prod").is_some(), "it goes on");
-        house.verb(Verb::Failover, None).await;
+        let outcome = house.verb(Verb::Failover, None).await;
+        assert_eq!(outcome.ending, Ending::Done, "{outcome:?}");
         let reload = house.controller.reload(without).await.expect("store");
         assert!(reload.refused.is_empty(), "{reload:?}");
         assert!(house.controller.link("prod").is_none());
