@@ -39,8 +39,9 @@ pub const SPACE_BYTES_MAX: u64 = 32 << 20;
 /// A segment that has grown so far gets its successor's file prepared.
 pub const PREPARE_AHEAD_BYTES: u64 = 64 << 20;
 
-/// Index entries of a log held in memory before they are saved (8 + 12 bytes each).
-pub const INDEX_ENTRIES_PENDING: usize = 512;
+/// Index entries of a log held in memory before they are saved (8 + 12 bytes each): a save costs
+/// some system calls on other threads, so with few logs it is left to `SAVE_BYTES`.
+pub const INDEX_ENTRIES_PENDING: usize = 8192;
 /// The same of all logs of a volume: where they are many, each may hold less.
 pub const INDEX_ENTRIES_IN_ALL: usize = 512 << 10;
 /// But no less than this, or saving them would cost more than what is saved.
