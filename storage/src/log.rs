@@ -14,23 +14,21 @@ use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use ring::{Class, Instant, Lease};
+use ring::Lease;
 use thiserror::Error;
 
 use crate::append::Inner;
 use crate::batch::Producer;
 use crate::check::{AppendError, Bounds};
-use crate::checkpoint::Entry;
 use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_MAX};
 use crate::names::{LogId, NameError};
-use crate::position::{Place, Positions};
-use crate::queue::pop_if;
+use crate::position::Positions;
 use crate::recovery::Corrupt;
-use crate::segment::{Segment, Urge, Write};
 use crate::signal::Signal;
 use crate::store::Memory;
 use crate::volume::Volume;
-use crate::volume::flush::Covered;
+
+mod background;
 
 /// How a log is kept.
 #[derive(Clone, Debug)]
@@ -463,113 +461,6 @@ impl Log {
         }
     }
 
-    /// What follows every change of the received end.
-    fn appended(&self) {
-        let Some(this) = self.this.upgrade() else { return };
-        self.volume.touch(&this);
-        let waits = {
-            let mut inner = self.inner.borrow_mut();
-            if inner.idle() {
-                let block = || ring::try_lease(ring::BLOCK, Class::Records);
-                inner.active.chain.compact(block);
-            }
-            inner.expecting && inner.segments().any(|segment| segment.unsent() > 0)
-        };
-        if waits {
-            self.volume.set_deadline(&this);
-        }
-    }
-
-    pub(crate) fn has_unsent(&self) -> bool {
-        let inner = self.inner.borrow();
-        matches!(inner.state, LogState::Healthy) && inner.segments().any(|s| s.unsent() > 0)
-    }
-
-    pub(crate) fn unsent_bytes(&self) -> u64 {
-        self.inner.borrow().segments().map(Segment::unsent).sum()
-    }
-
-    pub(crate) fn set_overdue(&self) {
-        self.inner.borrow_mut().overdue = true;
-    }
-
-    pub(crate) fn next_write(&self) -> Option<Write> {
-        let mut inner = self.inner.borrow_mut();
-        if !matches!(inner.state, LogState::Healthy) {
-            return None;
-        }
-        for segment in &mut inner.closing {
-            if let Some(write) = segment.next_write(Urge::All) {
-                return Some(write);
-            }
-        }
-        let urge = match (inner.expecting, inner.overdue) {
-            (false, _) => Urge::All,
-            (true, true) => Urge::Overdue,
-            (true, false) => Urge::Enough,
-        };
-        let write = inner.active.next_write(urge);
-        if inner.active.unsent() == 0 {
-            inner.overdue = false;
-        }
-        write
-    }
-
-    pub(crate) fn write_completed(&self, segment: i64, flight: u64, result: io::Result<()>) {
-        let failure = {
-            let mut inner = self.inner.borrow_mut();
-            let before = inner.written();
-            match result {
-                Ok(()) => {
-                    if let Some(segment) = inner.segments_mut().find(|s| s.base == segment) {
-                        segment.complete(flight);
-                    }
-                    if inner.idle() {
-                        let block = || ring::try_lease(ring::BLOCK, Class::Records);
-                        inner.active.chain.compact(block);
-                    }
-                    let moved = inner.written() != before;
-                    drop(inner);
-                    if let Some(this) = self.this.upgrade().filter(|_| moved) {
-                        self.volume.mark_dirty(&this);
-                    }
-                    None
-                }
-                Err(error) => {
-                    if let Some(segment) = inner.segments_mut().find(|s| s.base == segment) {
-                        segment.abandon(flight);
-                    }
-                    Some(format!("write failed: {error}"))
-                }
-            }
-        };
-        if let Some(reason) = failure {
-            self.fail(&reason);
-        }
-        self.changed.notify();
-    }
-
-    pub(crate) fn set_disk_full(&self, full: bool) {
-        let was = std::mem::replace(&mut self.inner.borrow_mut().disk_full, full);
-        if was != full {
-            self.changed.notify();
-        }
-    }
-
-    /// Whether it waits for housekeeping to look at it again.
-    pub(crate) fn wants_housekeeping(&self) -> bool {
-        let inner = self.inner.borrow();
-        let unsent = inner.segments().any(|segment| segment.unsent() > 0);
-        inner.disk_full || !inner.expired.is_empty() || unsent
-    }
-
-    /// Nothing more of it waits for room on the disk.
-    pub(crate) fn forget_disk_full(&self) {
-        if self.inner.borrow().segments().all(|segment| segment.in_flight() == 0) {
-            self.set_disk_full(false);
-        }
-    }
-
     /// The largest batch taken.
     pub fn batch_bytes_max(&self) -> usize {
         self.inner.borrow().settings.batch_bytes_max as usize
@@ -580,90 +471,5 @@ impl Log {
         let mut inner = self.inner.borrow_mut();
         inner.settings.batch_bytes_max = batch_bytes_max;
         inner.settings.undo_window = undo_window;
-    }
-
-    /// The device failed this log: nothing above the flushed end is certain.
-    pub(crate) fn fail(&self, reason: &str) {
-        {
-            let mut inner = self.inner.borrow_mut();
-            // A damaged log may be opened again, too.
-            inner.suspect |= matches!(inner.state, LogState::Corrupt(_));
-            if matches!(inner.state, LogState::Healthy | LogState::Closed) {
-                tracing::error!(log = %self.id, reason, "log failed");
-                inner.state = LogState::Failed(reason.to_owned());
-                inner.rewind();
-            }
-        }
-        self.changed.notify();
-    }
-
-    /// What a flush that begins now will cover.
-    pub(crate) fn before_flush(&self) -> Covered {
-        let inner = self.inner.borrow();
-        let written = inner.written();
-        Covered {
-            written,
-            epoch: inner.closing.front().unwrap_or(&inner.active).written_epoch,
-            replay: inner.saved.iter().rev().find(|saved| saved.place <= written).copied(),
-            // What is written now is about to be cut: no flush may vouch for it.
-            generation: inner.generation.wrapping_sub(u64::from(inner.truncating)),
-        }
-    }
-
-    /// The flush is complete; a checkpoint is to say so. Returns what it will say.
-    pub(crate) fn raise_flushed(&self, covered: &Covered) -> Place {
-        let mut inner = self.inner.borrow_mut();
-        let current = covered.generation == inner.generation;
-        if current && matches!(inner.state, LogState::Healthy | LogState::Closed) {
-            inner.flushed = inner.flushed.max(covered.written);
-            inner.flushed_epoch = covered.epoch.or(inner.flushed_epoch);
-            if let Some(replay) = covered.replay {
-                inner.saved.retain(|saved| saved.place > replay.place);
-                inner.move_replay(replay);
-            }
-        }
-        inner.flushed
-    }
-
-    /// The checkpoint that says so is durable.
-    pub(crate) fn show_flushed(&self, generation: u64, place: Place) {
-        {
-            let mut inner = self.inner.borrow_mut();
-            if generation == inner.generation {
-                inner.shown_flushed = inner.shown_flushed.max(place);
-            }
-        }
-        self.changed.notify();
-    }
-
-    /// The checkpoint's entry.
-    pub(crate) fn entry(&self) -> Entry {
-        let inner = self.inner.borrow();
-        Entry {
-            topic_id: inner.settings.topic_id,
-            log_start_offset: inner.log_start_offset,
-            high_watermark: inner.high_watermark,
-            last_epoch: inner.flushed_epoch,
-            flushed: inner.flushed,
-            replay: inner.replay,
-            turn: self.turn,
-            doubtful: inner.doubtful,
-            suspect: inner.suspect || matches!(inner.state, LogState::Failed(_)),
-        }
-    }
-
-    /// Moves retired segments whose undo window has passed to the list of those to delete. On a
-    /// full disk there is none: what the source has deleted goes before what it still sends.
-    pub(crate) fn retire_due(&self) {
-        let mut inner = self.inner.borrow_mut();
-        let full = inner.disk_full || self.volume.full();
-        let window = if full { Duration::ZERO } else { inner.settings.undo_window };
-        let now = ring::now();
-        // As long as a checkpoint names a segment, its files have to be there.
-        let named = inner.shown_flushed.segment;
-        let due = |retired: &(Instant, i64)| now - retired.0 >= window && retired.1 < named;
-        while let Some((_, base)) = pop_if(&mut inner.retired, due) {
-            inner.expired.push(base);
-        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ring::{BLOCK, Class, File};
@@ -15,16 +14,21 @@ use crate::checkpoint::{Entry, Replay};
 use crate::epochs::Epochs;
 use crate::index::{self, IndexState, Indexes};
 use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
-use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE, PREPARED_FILE};
+use crate::names::{EPOCHS_FILE, Kind, LogId, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;
-use crate::recovery::{Corrupt, Found, FoundSegment, Recovery, Scan, Scanned, Step, Verdict};
+use crate::recovery::{Corrupt, Found, Recovery, Scan, Scanned, Step, Verdict};
 use crate::scan::{FoundBatch, scan};
-use crate::seal::{Ends, Seal, SealBuilder};
+use crate::seal::{Ends, SealBuilder};
 use crate::segment::Segment;
 use crate::store::Memory;
 use crate::volume::{Volume, is_full};
-use crate::work::{APPEND, INDEXES, append_file, at, cut_file, index_crc, read_small, remove};
+use crate::work::{APPEND, append_file, at, cut_file, index_crc, read_small, remove};
+
+mod files;
+
+pub(crate) use files::Files;
+use files::{find, read_epochs, read_snapshot};
 
 /// What opening a log found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,65 +86,6 @@ pub(crate) async fn open(
     }
     let positions = log.positions();
     Ok((log, Recovered { positions, ..recovered }))
-}
-
-/// The folders of a log.
-pub(crate) struct Files {
-    pub folder: PathBuf,
-    pub seals: PathBuf,
-}
-
-impl Files {
-    /// Those of `id`.
-    pub fn of(id: &LogId, data_dir: &Path) -> Files {
-        Files { folder: id.folder(data_dir), seals: id.seal_folder(data_dir) }
-    }
-
-    /// The path of a segment's file.
-    pub fn path(&self, kind: Kind, offset: i64) -> PathBuf {
-        let folder = if kind == Kind::Seal { &self.seals } else { &self.folder };
-        folder.join(kind.name(offset))
-    }
-
-    /// Creates the folder if it is new; refuses one of another topic id.
-    async fn claim(&self, settings: &mut LogSettings) -> Result<(), LogError> {
-        let path = self.folder.join(METADATA_FILE);
-        let text = read_small(&path).await?;
-        let found = text.and_then(|text| names::parse_metadata(&String::from_utf8(text).ok()?));
-        match (found, settings.topic_id) {
-            (Some(found), Some(wanted)) if found != wanted => {
-                Err(LogError::TopicId { found, wanted })
-            }
-            (Some(found), _) => {
-                settings.topic_id = Some(found);
-                Ok(())
-            }
-            (None, wanted) => {
-                at(&self.folder, ring::fs::create_dir_all(&self.folder).await)?;
-                let Some(id) = wanted else { return Ok(()) };
-                let text = names::format_metadata(id).into_bytes();
-                at(&path, ring::fs::write(&path, text).await)
-            }
-        }
-    }
-
-    /// All segment files, with their lengths.
-    async fn list(&self) -> Result<BTreeMap<(i64, u8), u64>, LogError> {
-        let mut files = BTreeMap::new();
-        for folder in [&self.folder, &self.seals] {
-            let entries = match ring::fs::read_dir(folder).await {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => at(folder, other)?,
-            };
-            for entry in entries {
-                let Some((offset, kind)) = entry.name.to_str().and_then(names::parse_file) else {
-                    continue;
-                };
-                files.insert((offset, kind as u8), entry.len);
-            }
-        }
-        Ok(files)
-    }
 }
 
 /// State carried from scan to scan.
@@ -212,68 +157,6 @@ pub(crate) async fn load(
     let opened = loading.finish(settings, entry, &verdict, &found, new).await?;
     recovered.scanned_bytes = recovered.scanned_bytes.max(opened.1);
     Ok((opened.0, recovered))
-}
-
-/// Everything the decision needs to know of the disk.
-async fn find(
-    files: &Files,
-    listing: &BTreeMap<(i64, u8), u64>,
-    entry: Option<Entry>,
-    start_offset: i64,
-) -> Result<Found, LogError> {
-    let length = |kind: Kind, base| listing.get(&(base, kind as u8)).copied().unwrap_or_default();
-    let mut segments = Vec::new();
-    let first = listing.keys().find(|key| key.1 == Kind::Log as u8).map(|key| key.0);
-    for (&(base, kind), &bytes) in listing {
-        // Deletion takes a seal before its segment, so one without a file at the front is damage,
-        // unless the visible start lies beyond it.
-        let visible = |first| entry.is_some_and(|entry| entry.log_start_offset < first);
-        let missing = kind == Kind::Seal as u8 && first.is_some_and(|f| base < f && visible(f));
-        if kind != Kind::Log as u8 && !missing {
-            continue;
-        }
-        let bytes = if missing { 0 } else { bytes };
-        let mut seal = None;
-        if listing.contains_key(&(base, Kind::Seal as u8)) {
-            let bytes = read_small(&files.path(Kind::Seal, base)).await?.unwrap_or_default();
-            seal = Seal::decode(&bytes).ok().filter(|seal| seal.base == base);
-        }
-        if missing && seal.is_none() {
-            continue; // not even the damaged file's end is known
-        }
-        let index_bytes =
-            [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].map(|kind| length(kind, base));
-        segments.push(FoundSegment { base, bytes, seal, index_bytes });
-    }
-    let lost = entry.is_some_and(|entry| entry.doubtful);
-    // An entry made up for want of a checkpoint holds no place.
-    let entry = entry.filter(|entry| !(lost && entry.flushed == Place::default()));
-    let mut replay_usable = false;
-    if let Some(Entry { replay, .. }) = entry {
-        let base = replay.place.segment;
-        let have = INDEXES.map(|kind| length(kind, base));
-        let want = replay.index.file_bytes();
-        let snapshot =
-            !replay.snapshot || read_snapshot(files, replay.place.offset).await?.is_some();
-        replay_usable = snapshot
-            && have.iter().zip(want).all(|(have, want)| *have >= want)
-            && indexes_go_up(files, &replay).await?;
-    }
-    Ok(Found { segments, entry, lost, replay_usable, start_offset })
-}
-
-/// Whether the indexes that appending goes on with can be right: entries go up and stay within what
-/// is there. Those of sealed segments have a checksum and are verified later.
-async fn indexes_go_up(files: &Files, replay: &Replay) -> Result<bool, LogError> {
-    let base = replay.place.segment;
-    let [offsets, times, _] = replay.index.file_bytes();
-    let read = async |kind, bytes: u64| {
-        let mut file = read_small(&files.path(kind, base)).await?.unwrap_or_default();
-        file.truncate(bytes as usize);
-        Ok::<_, LogError>(file)
-    };
-    let (offsets, times) = (read(Kind::Index, offsets).await?, read(Kind::TimeIndex, times).await?);
-    Ok(index::go_up(&offsets, &times, base, &replay.place))
 }
 
 impl Loading<'_> {
@@ -568,14 +451,4 @@ fn last_batch_of(batch: &Batch, segment: i64, position: u64) -> LastBatch {
         segment,
         position,
     }
-}
-
-async fn read_epochs(files: &Files) -> Result<Epochs, LogError> {
-    let text = read_small(&files.folder.join(EPOCHS_FILE)).await?.unwrap_or_default();
-    Ok(String::from_utf8(text).ok().and_then(|text| Epochs::parse(&text)).unwrap_or_default())
-}
-
-async fn read_snapshot(files: &Files, offset: i64) -> Result<Option<Producers>, LogError> {
-    let bytes = read_small(&files.path(Kind::Snapshot, offset)).await?;
-    Ok(bytes.and_then(|bytes| Producers::decode(&bytes).ok()))
 }

@@ -17,6 +17,7 @@ use crate::testing::{self, Shape};
 
 mod crash;
 mod format;
+mod found;
 mod owners;
 pub mod repair;
 mod rules;

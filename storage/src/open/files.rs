@@ -1,0 +1,152 @@
+//! A log's files: where they lie, whose they are, what the small ones hold.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{Entry, Replay};
+use crate::epochs::Epochs;
+use crate::index;
+use crate::log::{LogError, LogSettings};
+use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE};
+use crate::position::Place;
+use crate::producers::Producers;
+use crate::recovery::{Found, FoundSegment};
+use crate::seal::Seal;
+use crate::work::{INDEXES, at, read_small};
+
+/// The folders of a log.
+pub(crate) struct Files {
+    pub folder: PathBuf,
+    pub seals: PathBuf,
+}
+
+impl Files {
+    /// Those of `id`.
+    pub fn of(id: &LogId, data_dir: &Path) -> Files {
+        Files { folder: id.folder(data_dir), seals: id.seal_folder(data_dir) }
+    }
+
+    /// The path of a segment's file.
+    pub fn path(&self, kind: Kind, offset: i64) -> PathBuf {
+        let folder = if kind == Kind::Seal { &self.seals } else { &self.folder };
+        folder.join(kind.name(offset))
+    }
+
+    /// Creates the folder if it is new; refuses one of another topic id.
+    pub(super) async fn claim(&self, settings: &mut LogSettings) -> Result<(), LogError> {
+        let path = self.folder.join(METADATA_FILE);
+        let text = read_small(&path).await?;
+        let found = text.and_then(|text| names::parse_metadata(&String::from_utf8(text).ok()?));
+        match (found, settings.topic_id) {
+            (Some(found), Some(wanted)) if found != wanted => {
+                Err(LogError::TopicId { found, wanted })
+            }
+            (Some(found), _) => {
+                settings.topic_id = Some(found);
+                Ok(())
+            }
+            (None, wanted) => {
+                at(&self.folder, ring::fs::create_dir_all(&self.folder).await)?;
+                let Some(id) = wanted else { return Ok(()) };
+                let text = names::format_metadata(id).into_bytes();
+                at(&path, ring::fs::write(&path, text).await)
+            }
+        }
+    }
+
+    /// All segment files, with their lengths.
+    pub(super) async fn list(&self) -> Result<BTreeMap<(i64, u8), u64>, LogError> {
+        let mut files = BTreeMap::new();
+        for folder in [&self.folder, &self.seals] {
+            let entries = match ring::fs::read_dir(folder).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => at(folder, other)?,
+            };
+            for entry in entries {
+                let Some((offset, kind)) = entry.name.to_str().and_then(names::parse_file) else {
+                    continue;
+                };
+                files.insert((offset, kind as u8), entry.len);
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// Everything the decision needs to know of the disk.
+pub(super) async fn find(
+    files: &Files,
+    listing: &BTreeMap<(i64, u8), u64>,
+    entry: Option<Entry>,
+    start_offset: i64,
+) -> Result<Found, LogError> {
+    let length = |kind: Kind, base| listing.get(&(base, kind as u8)).copied().unwrap_or_default();
+    let mut segments = Vec::new();
+    let first = listing.keys().find(|key| key.1 == Kind::Log as u8).map(|key| key.0);
+    for (&(base, kind), &bytes) in listing {
+        // Deletion takes a seal before its segment, so one without a file at the front is damage,
+        // unless the visible start lies beyond it.
+        let visible = |first| entry.is_some_and(|entry| entry.log_start_offset < first);
+        let missing = kind == Kind::Seal as u8 && first.is_some_and(|f| base < f && visible(f));
+        if kind != Kind::Log as u8 && !missing {
+            continue;
+        }
+        let bytes = if missing { 0 } else { bytes };
+        let mut seal = None;
+        if listing.contains_key(&(base, Kind::Seal as u8)) {
+            let bytes = read_small(&files.path(Kind::Seal, base)).await?.unwrap_or_default();
+            seal = Seal::decode(&bytes).ok().filter(|seal| seal.base == base);
+        }
+        if missing && seal.is_none() {
+            continue; // not even the damaged file's end is known
+        }
+        let index_bytes =
+            [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].map(|kind| length(kind, base));
+        segments.push(FoundSegment { base, bytes, seal, index_bytes });
+    }
+    let lost = entry.is_some_and(|entry| entry.doubtful);
+    // An entry made up for want of a checkpoint holds no place.
+    let entry = entry.filter(|entry| !(lost && entry.flushed == Place::default()));
+    let mut replay_usable = false;
+    if let Some(Entry { replay, .. }) = entry {
+        let base = replay.place.segment;
+        let have = INDEXES.map(|kind| length(kind, base));
+        let want = replay.index.file_bytes();
+        let snapshot =
+            !replay.snapshot || read_snapshot(files, replay.place.offset).await?.is_some();
+        replay_usable = snapshot
+            && have.iter().zip(want).all(|(have, want)| *have >= want)
+            && indexes_go_up(files, &replay).await?;
+    }
+    Ok(Found { segments, entry, lost, replay_usable, start_offset })
+}
+
+/// Whether the indexes that appending goes on with can be right: entries go up and stay within what
+/// is there. Those of sealed segments have a checksum and are verified later.
+async fn indexes_go_up(files: &Files, replay: &Replay) -> Result<bool, LogError> {
+    let base = replay.place.segment;
+    let [offsets, times, _] = replay.index.file_bytes();
+    let read = async |kind, bytes: u64| {
+        let mut file = read_small(&files.path(kind, base)).await?.unwrap_or_default();
+        file.truncate(bytes as usize);
+        Ok::<_, LogError>(file)
+    };
+    let (offsets, times) = (read(Kind::Index, offsets).await?, read(Kind::TimeIndex, times).await?);
+    Ok(index::go_up(&offsets, &times, base, &replay.place))
+}
+
+/// The epochs, if there is a good file of them.
+pub(super) async fn read_epochs(files: &Files) -> Result<Epochs, LogError> {
+    let text = read_small(&files.folder.join(EPOCHS_FILE)).await?.unwrap_or_default();
+    Ok(String::from_utf8(text).ok().and_then(|text| Epochs::parse(&text)).unwrap_or_default())
+}
+
+/// The producers at an offset, if there is a good snapshot.
+pub(super) async fn read_snapshot(
+    files: &Files,
+    offset: i64,
+) -> Result<Option<Producers>, LogError> {
+    let bytes = read_small(&files.path(Kind::Snapshot, offset)).await?;
+    Ok(bytes.and_then(|bytes| Producers::decode(&bytes).ok()))
+}

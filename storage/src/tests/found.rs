@@ -1,0 +1,183 @@
+//! What campaigns found once, each by itself.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use ring::sim::{Faults, Machine, Simulation};
+use ring::{BLOCK, Class, Config, Share};
+
+use super::simulated::{batch, compare, settings, simulated_store};
+use super::*;
+use crate::boot::slot_path;
+
+fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
+    range.flat_map(batch).collect()
+}
+
+/// Runs one life to where it says so, takes the power, lets `between` do its worst, runs another.
+fn two_lives<F, G>(
+    first: impl FnOnce(Rc<Cell<bool>>) -> F,
+    between: impl FnOnce(&mut Simulation),
+    second: G,
+) where
+    F: Future<Output = ()> + 'static,
+    G: Future<Output = ()> + 'static,
+{
+    let mut sim = Simulation::new(9, Faults::none());
+    let executor = sim.executor(Config::small());
+    let ready = Rc::new(Cell::new(false));
+    let life = first(Rc::clone(&ready));
+    let task = async move {
+        life.await;
+        std::future::pending::<()>().await;
+    };
+    sim.spawn_on(executor, Share::Replicate, task).detach();
+    sim.run_until(|_| ready.get());
+    sim.crash(executor);
+    between(&mut sim);
+    let last = sim.executor(Config::small());
+    sim.run_on(last, second);
+}
+
+/// Sealing frees memory: it must not wait for more than a block of it.
+#[test]
+fn sealing_goes_on_with_hardly_any_memory() {
+    let mut sim = Simulation::new(2, Faults::none());
+    let executor = sim.executor(Config::small());
+    sim.run_on(executor, async move {
+        let store = simulated_store().await;
+        let small = LogSettings { segment_bytes: 200_000, ..settings() };
+        let (log, _) = open(&store, small).await;
+        respond(&log, &testing::run(0..60, 4000), 10_000).unwrap();
+        assert!(log.inner.borrow().closing.len() == 1, "a segment waits to be sealed");
+        let hog = || ring::try_lease(BLOCK, Class::Control);
+        let mut hogged: Vec<_> = std::iter::from_fn(hog).collect();
+        hogged.truncate(hogged.len() - 3);
+        let flushed = ring::timeout(Duration::from_secs(60), log.flush()).await;
+        assert_eq!(flushed.expect("in time").unwrap().flushed.0.offset, 60);
+        drop(hogged);
+        store.close().await;
+    });
+}
+
+/// A power loss may leave the slot that was being written torn, or unreadable.
+#[test]
+fn one_bad_checkpoint_slot_keeps_nothing_down() {
+    for slot in 0..2 {
+        for readable in [false, true] {
+            let life = |ready: Rc<Cell<bool>>| async move {
+                let store = simulated_store().await;
+                let (log, _) = open(&store, settings()).await;
+                for base in (0..60).step_by(10) {
+                    respond(&log, &batches(base..base + 10), 3000).unwrap();
+                    log.flush().await.unwrap();
+                }
+                ready.set(true);
+            };
+            let damage = |sim: &mut Simulation| {
+                let path = slot_path(Path::new("/data"), 0, slot);
+                sim.disk(Machine::FIRST, |disk| match readable {
+                    true => disk.flip_bit(&path, 60, 3),
+                    false => disk.spoil(&path, 0..8),
+                });
+            };
+            two_lives(life, damage, async {
+                let store = simulated_store().await;
+                let (log, recovered) = open(&store, settings()).await;
+                assert_eq!(recovered.corrupt, None);
+                assert_eq!(recovered.positions.received.0.offset, 60);
+                compare(&log, 60).await;
+            });
+        }
+    }
+}
+
+/// The visible start becomes durable by itself, without another record.
+#[test]
+fn a_log_start_that_moved_survives_a_power_loss() {
+    let life = |ready: Rc<Cell<bool>>| async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &batches(0..30), 3000).unwrap();
+        log.flush().await.unwrap();
+        ring::sleep(Duration::from_secs(1)).await;
+        log.advance_start(25);
+        ring::sleep(Duration::from_secs(1)).await;
+        ready.set(true);
+    };
+    two_lives(life, |_| {}, async {
+        let store = simulated_store().await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.corrupt, None);
+        assert_eq!(log.positions().log_start_offset, 25);
+        assert_eq!(log.positions().received.0.offset, 30);
+    });
+}
+
+/// Where nothing has come yet, the first batch may begin below where the log does; a restart before
+/// it came changes nothing about that.
+#[test]
+fn a_batch_across_the_start_is_taken_after_a_restart_too() {
+    let settings = || LogSettings { start_offset_if_new: 12, ..settings() };
+    let life = move |ready: Rc<Cell<bool>>| async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        log.flush().await.unwrap();
+        ready.set(true);
+    };
+    two_lives(life, |_| {}, async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        assert_eq!(log.positions().received.0.offset, 12);
+        respond(&log, &Shape { records: 5, ..Shape::at(10) }.bytes(), 1000).unwrap();
+        assert_eq!(log.positions().received.0.offset, 15);
+        assert_eq!(log.positions().log_start_offset, 12);
+        store.close().await;
+    });
+}
+
+/// What was reported lost at the source stays a gap over a restart, and its end may lie in a batch.
+#[test]
+fn a_gap_is_not_forgotten_in_a_restart() {
+    let life = |ready: Rc<Cell<bool>>| async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &batches(0..20), 3000).unwrap();
+        log.advance_start(70);
+        log.flush().await.unwrap();
+        ready.set(true);
+    };
+    two_lives(life, |_| {}, async {
+        let store = simulated_store().await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.positions.received.0.offset, 70);
+        let old = respond(&log, &Shape { records: 5, ..Shape::at(60) }.bytes(), 1000);
+        assert!(matches!(old, Err(AppendError::OffsetBelowExpected { .. })), "{old:?}");
+        respond(&log, &Shape { records: 5, epoch: 1, ..Shape::at(68) }.bytes(), 1000).unwrap();
+        assert_eq!(log.positions().received.0.offset, 73);
+        store.close().await;
+    });
+}
+
+/// Several segments, and the last checkpoint in the middle of one: what lies before it is not read.
+#[test]
+fn a_start_reads_what_lies_above_the_checkpoint_of_many_segments() {
+    let life = |ready: Rc<Cell<bool>>| async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &batches(0..200), 3000).unwrap();
+        log.flush().await.unwrap();
+        // Seals count as saved side files with the flush after them.
+        log.flush().await.unwrap();
+        assert!(log.inner.borrow().sealed.len() > 4);
+        ready.set(true);
+    };
+    two_lives(life, |_| {}, async {
+        let store = simulated_store().await;
+        let (log, recovered) = open(&store, settings()).await;
+        let end = recovered.positions.received.0;
+        assert_eq!(end.offset, 200);
+        assert!(end.segment > 0 && recovered.scanned_bytes <= end.bytes, "{recovered:?}");
+        compare(&log, 200).await;
+    });
+}
