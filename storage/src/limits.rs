@@ -49,6 +49,8 @@ pub const INDEX_ENTRIES_PENDING_MIN: usize = 32;
 /// Appended bytes after which the side files are saved again, which bounds what a recovery reads.
 pub const SAVE_BYTES: u64 = 64 << 20;
 
+/// Logs closed at once when a store is.
+pub const CLOSES_AT_ONCE: usize = 32;
 /// Background workers per data directory.
 pub const BACKGROUND_WORKERS: usize = 4;
 /// A seal keeps one checksum for so many bytes.

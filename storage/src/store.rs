@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::{BLOCK, Class, Lease};
+use ring::{BLOCK, Class, Lease, Share, spawn};
 use thiserror::Error;
 
 use crate::boot::Boot;
-use crate::limits::CHUNK_BYTES_MIN;
+use crate::limits::{CHUNK_BYTES_MIN, CLOSES_AT_ONCE};
 use crate::log::{Log, LogError, LogSettings};
 use crate::names::LogId;
 use crate::open::{self, Recovered};
@@ -133,11 +133,7 @@ impl Store {
             for log in &logs {
                 log.begin_closing();
             }
-            for log in &logs {
-                if let Err(error) = log.finish_closing().await {
-                    tracing::warn!(log = %log.id(), %error, "not closed cleanly");
-                }
-            }
+            finish_closing(logs).await;
             // Twice, so that both slots say the same.
             volume.flush().await;
             volume.flush().await;
@@ -164,6 +160,27 @@ impl Drop for Store {
     /// them, would ever go.
     fn drop(&mut self) {
         self.volumes.iter().for_each(|volume| volume.let_go());
+    }
+}
+
+/// Several at once: each waits for other threads and the disk several times.
+async fn finish_closing(logs: Vec<Rc<Log>>) {
+    let waiting = Rc::new(RefCell::new(logs.into_iter()));
+    let closer = || {
+        let waiting = Rc::clone(&waiting);
+        async move {
+            loop {
+                let next = waiting.borrow_mut().next();
+                let Some(log) = next else { return };
+                if let Err(error) = log.finish_closing().await {
+                    tracing::warn!(log = %log.id(), %error, "not closed cleanly");
+                }
+            }
+        }
+    };
+    let closers = (0..CLOSES_AT_ONCE).map(|_| spawn(Share::Background, closer()));
+    for closer in closers.collect::<Vec<_>>() {
+        closer.await;
     }
 }
 

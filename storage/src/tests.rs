@@ -89,6 +89,30 @@ pub fn read_log(dir: &Path) -> Vec<u8> {
 }
 
 #[test]
+fn more_logs_than_are_closed_at_once_are_all_closed() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let many = 2 * crate::limits::CLOSES_AT_ONCE as i32 + 3;
+        let store = store(&path).await;
+        for partition in 0..many {
+            let (log, _) = store.open_log(id(partition), LogSettings::default()).await.unwrap();
+            respond(&log, &testing::run(0..3, 50 + partition as usize), 1 << 20).unwrap();
+        }
+        store.close().await;
+        drop(store);
+        let store = self::store(&path).await;
+        for partition in 0..many {
+            let opened = store.open_log(id(partition), LogSettings::default()).await.unwrap();
+            let (log, recovered) = opened;
+            let end = log.positions().flushed.0.offset;
+            assert_eq!((end, recovered.scanned_bytes), (3, 0), "partition {partition}");
+        }
+        store.close().await;
+    });
+}
+
+#[test]
 fn what_is_appended_is_on_disk_byte_for_byte() {
     let dir = disk();
     let path = dir.path().to_owned();
