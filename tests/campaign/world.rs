@@ -217,6 +217,11 @@ impl World {
         if faults.disk.flush_error_ppm == 0 {
             self.sim.set_faults(faults.clone());
         }
+        for (key, model) in &mut self.models {
+            if self.standing[&key.topic] == Standing::Deleting {
+                model.forget(); // what was said of it before it went
+            }
+        }
         self.turn += 1;
         let (events, theirs) = mpsc::channel(1024);
         self.events = Some(theirs);

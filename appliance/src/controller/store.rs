@@ -106,7 +106,10 @@ mod tests {
     use std::time::Duration;
 
     /// A device whose flush takes as long as a test likes.
-    struct Slow(gates::Receiver<()>);
+    struct Slow {
+        begun: gates::Sender<()>,
+        gate: gates::Receiver<()>,
+    }
 
     impl Backend for Slow {
         fn load(&mut self) -> Result<Pairs, String> {
@@ -114,8 +117,9 @@ mod tests {
         }
 
         fn commit(&mut self, _: &[Change]) -> Result<(), String> {
+            self.begun.send(()).expect("the test waits");
             // Who waits here on the control thread can never be let through by it.
-            let opened = self.0.recv_timeout(Duration::from_secs(5));
+            let opened = self.gate.recv_timeout(Duration::from_secs(5));
             opened.map_err(|_| "nobody else had a turn".to_owned())
         }
     }
@@ -123,13 +127,15 @@ mod tests {
     #[test]
     fn a_commit_that_takes_its_time_does_not_hold_up_the_control_thread() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let (open, gate) = gates::channel();
-        let (store, thread) = Store::start(Slow(gate)).expect("a thread");
+        let ((open, gate), (begun, has_begun)) = (gates::channel(), gates::channel());
+        let (store, thread) = Store::start(Slow { begun, gate }).expect("a thread");
         let change = Change { key: "topic".to_owned(), value: None };
         let both = async {
-            // Asked first, and polled first.
-            tokio::join!(biased; store.commit(vec![change]), async move {
-                open.send(()).expect("the commit waits");
+            tokio::join!(store.commit(vec![change]), async move {
+                while has_begun.try_recv().is_err() {
+                    tokio::task::yield_now().await;
+                }
+                let _ = open.send(());
             })
         };
         let (committed, ()) = runtime.expect("a runtime").block_on(both);
