@@ -345,12 +345,12 @@ async fn hurt_at_random(folder: &Path) {
     for _ in 0..1 + ring::random() % 3 {
         let path = folder.join(&names[ring::random() as usize % names.len()]);
         let Ok(bytes) = ring::fs::size(&path).await else { continue };
-        if ring::random() % 4 == 0 {
+        if ring::random().is_multiple_of(4) {
             ring::fs::remove_file(&path).await.unwrap();
             continue;
         }
         let file = File::open(&path, OpenOptions::READ_WRITE).await.unwrap();
-        if ring::random() % 4 == 0 {
+        if ring::random().is_multiple_of(4) {
             file.truncate(ring::random() % bytes.max(1)).await.unwrap();
             continue;
         }
