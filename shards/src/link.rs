@@ -51,6 +51,13 @@ struct BrokerPool {
     pool: Pool,
 }
 
+/// What the partitions on a broker's tail connection lack, in all and each.
+#[derive(Default)]
+struct Behind<'a> {
+    bytes: u64,
+    partitions: Vec<(u64, &'a Rc<Partition>)>,
+}
+
 /// Another rate: what was spent under the old one stays spent, and a change brings no burst.
 fn change_rate(limit: &RefCell<Option<RateLimit>>, before: Option<u64>, after: Option<u64>) {
     if before == after {
@@ -322,7 +329,7 @@ impl Link {
         let most = self.settings.borrow().connections_max as usize;
         let mut changed = false;
         let mut backfilling: HashMap<i32, usize> = HashMap::new();
-        let mut tail: HashMap<i32, (u64, Vec<(u64, &Rc<Partition>)>)> = HashMap::new();
+        let mut tail: HashMap<i32, Behind<'_>> = HashMap::new();
         let partitions = self.partitions.borrow();
         let received = partitions.values().map(|p| p.bytes()).sum::<u64>();
         let usual = received.checked_div(partitions.values().map(|p| p.records()).sum());
@@ -330,20 +337,20 @@ impl Link {
             let Some(fetcher) = partition.fetcher() else { continue };
             if !partition.backfill.get() {
                 let missing = partition.missing_bytes(usual);
-                let (all, behind) = tail.entry(fetcher.broker).or_default();
-                *all = all.saturating_add(missing);
+                let behind = tail.entry(fetcher.broker).or_default();
+                behind.bytes = behind.bytes.saturating_add(missing);
                 if missing >= BACKLOG_SHARE_BYTES_MIN {
-                    behind.push((missing, partition));
+                    behind.partitions.push((missing, partition));
                 }
             }
             if partition.backfill.get() {
                 *backfilling.entry(fetcher.broker).or_default() += 1;
             }
         }
-        for (broker, (all, behind)) in tail {
+        for (broker, behind) in tail {
             // Many that lack a little are a backlog, too.
-            let backlog = all >= BACKLOG_BYTES;
-            for (missing, partition) in behind {
+            let backlog = behind.bytes >= BACKLOG_BYTES;
+            for (missing, partition) in behind.partitions {
                 if backlog || missing >= BACKFILL_BYTES {
                     partition.backfill.set(true);
                     *backfilling.entry(broker).or_default() += 1;

@@ -87,7 +87,7 @@ fn why_not_started(error: &io::Error) -> String {
             "; no more threads: raise the limit of processes (TasksMax=, ulimit -u)"
         }
         io::ErrorKind::OutOfMemory => {
-            "; no more memory to lock: raise LimitMEMLOCK= (ulimit -l), or set less memory in [shards]"
+            "; no more memory to lock: raise LimitMEMLOCK= (ulimit -l), or set less in [shards]"
         }
         io::ErrorKind::PermissionDenied => {
             "; io_uring is not allowed here: see kernel.io_uring_disabled and seccomp rules"

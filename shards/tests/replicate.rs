@@ -116,7 +116,7 @@ fn sealing_works_with_the_source_dead_and_is_final() {
     let sealed = rig.ask(|reply| Command::Seal { link: LINK.into(), topics, reply });
     assert_eq!(sealed.len(), 3);
     for partition in &sealed {
-        assert_eq!((partition.end_offset, &partition.error), (3200, &None));
+        assert_eq!((partition.end_offset, &partition.error), (Some(3200), &None));
     }
     rig.source.start_broker(0).expect("starts");
     rig.source.cluster().append("orders", 0, 5).expect("appends");

@@ -181,8 +181,8 @@ impl Fetcher {
         // Its epochs and its records were compared, and agreed.
         let ours = partition.log().map_or(0, |log| log.positions().received.0.offset);
         let reason = format!(
-            "the source says that its log parts from the copy at offset {}, epoch {}, the copy goes \
-             to {ours}; but its leader epochs and last records are the copy's",
+            "the source says that its log parts from the copy at offset {}, epoch {}, the copy \
+             goes to {ours}; but its leader epochs and last records are the copy's",
             end.end_offset, end.epoch
         );
         if times > BAD_BATCHES_MAX {

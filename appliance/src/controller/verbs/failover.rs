@@ -57,8 +57,8 @@ impl Link {
         };
         let reason = format!(
             "the logs of {}{more} cannot be used now; they are opened again by themselves, and at \
-             once when the topic is resumed. To fail over with what was flushed of them, force it, \
-             or fail over all of the link",
+             once when the topic is resumed. To fail over with what was flushed of them, force \
+             it, or fail over all of the link",
             named.join(", ")
         );
         Some(Answer::new("log_failed", reason))
