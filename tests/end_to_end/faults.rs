@@ -1,5 +1,8 @@
 //! What breaks.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -282,4 +285,59 @@ pub fn another_cluster_is_refused(stage: &mut Stage) -> Outcome {
     })?;
     copy.stop()?;
     stage.prove_stopped(&copy, &originals, Gaps::None).map(drop)
+}
+
+/// Bits turned over in what is stored, after a clean stop: found unasked and fetched again; or, when
+/// the source has deleted these records, kept and named.
+pub fn flipped_bits_are_repaired(stage: &mut Stage) -> Outcome {
+    let topic = "flipped";
+    stage.load.create(topic, 2, 3, &[("segment.bytes", "1048576")])?;
+    stage.load.produce(topic, json!({"records": 20_000, "partitions": 2}))?;
+    let mut copy = Understudy::new("flipped", &stage.cluster, &[topic])?;
+    let verify = "[shards]\nverify_rate = \"1GiB\"\nverify_every = \"1s\"";
+    copy.configure(&copy.configuration()?.replace("[shards]", verify))?;
+    copy.launch()?;
+    stage.prove(&mut copy, &[topic], Gaps::None)?;
+    let segments = segments(&copy.partition_dir(topic, 0))?;
+    ensure(segments.len() > 2, || format!("{segments:?}"))?;
+    flip(&segments[0], 100_000)?;
+    flip(&segments[segments.len() - 2], 5_000)?;
+    flip(&segments[segments.len() - 1], 700)?;
+    copy.launch()?;
+    let log = copy.log();
+    let repaired = || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        said.matches("were fetched again and are whole").count() >= 3
+    };
+    copy.wait_until("three repairs", |all| all.iter().all(|p| p.state == "ACTIVE") && repaired())?;
+    stage.prove(&mut copy, &[topic], Gaps::None)?;
+
+    flip(&segments[0], 100_000)?;
+    let hurt = std::fs::read(&segments[0]).map_err(|e| e.to_string())?;
+    let request = json!({"topic": topic, "partition": 0, "before": 9_000});
+    stage.load.call("delete-records", request)?;
+    copy.launch()?;
+    let named = copy.wait_until("the damage to be kept and named", |all| {
+        all.iter().any(|p| p.state == "CORRUPT" && p.reason.contains("no longer has it"))
+    })?;
+    ensure(named.iter().any(|p| p.state == "ACTIVE"), || format!("the neighbour: {named:?}"))?;
+    copy.stop()?;
+    let after = std::fs::read(&segments[0]).map_err(|e| e.to_string())?;
+    ensure(after == hurt, || "what could not be repaired was changed".to_owned())
+}
+
+fn segments(folder: &Path) -> Outcome<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| e.to_string())?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+    paths.sort();
+    Ok(paths)
+}
+
+fn flip(path: &Path, at: u64) -> Outcome {
+    let told = |e: std::io::Error| format!("{}: {e}", path.display());
+    let file = File::options().read(true).write(true).open(path).map_err(told)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).map_err(told)?;
+    file.write_all_at(&[byte[0] ^ 8], at).map_err(told)
 }

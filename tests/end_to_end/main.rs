@@ -38,6 +38,7 @@ const SCENARIOS: &[Scenario] = &[
     ("lost_before_it_came", faults::lost_before_it_came),
     ("everything_at_once", lifecycle::everything_at_once),
     ("another_cluster_is_refused", faults::another_cluster_is_refused),
+    ("flipped_bits_are_repaired", faults::flipped_bits_are_repaired),
     ("failover_with_the_source_dead", faults::failover_with_the_source_dead),
     ("kafka_before_four", content::kafka_before_four),
 ];
