@@ -393,12 +393,5 @@ fn a_log_that_ends_with_a_gap_is_caught_up() {
     // What comes behind the gap is taken as ever.
     rig.source.cluster().append_batches("gappy", 0, &[batch(100)], true).expect("appends");
     rig.until_caught_up();
-    rig.source.cluster().freeze_growth("busy").expect("ends");
-    // An empty answer at once, as no source gives that looked for records, says nothing.
-    rig.source.cluster().inject(Target::partition("orders", 0), Fault::Empty, None);
-    rig.source.cluster().append("orders", 0, 2).expect("appends");
-    rig.until("the source's end", |status| of(status, "orders").source_end == Some(672));
-    let lied = of(&rig.status(), "orders");
-    assert_eq!((lied.source_records_end, lied.received), (Some(672), 640));
     rig.stop();
 }

@@ -61,7 +61,7 @@ impl Fetcher {
         }
         let none = answer.records_bytes == 0 && self.outcome.troubles.is_empty();
         let held = none && spent >= HELD_ANSWER_MIN;
-        let roomy = answer.records_bytes < asked as u64 / 2;
+        let roomy = (1..asked as u64 / 2).contains(&answer.records_bytes);
         for key in self.below_end.keys().copied().collect::<Vec<_>>() {
             let passed_over = self.below_end.get_mut(&key).expect("it is one of them");
             *passed_over += u32::from(roomy);
