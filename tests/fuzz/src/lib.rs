@@ -16,6 +16,7 @@ pub mod mutate;
 pub mod seeds;
 
 mod appliance;
+mod canonical;
 mod net;
 mod storage;
 mod store;

@@ -57,7 +57,7 @@ pub fn stored_pairs() -> Vec<(String, Vec<u8>)> {
         code: None,
         reason: Some("why".to_owned()),
         since_ms: 9,
-        ends: vec![End { partition: 0, end_offset: 3, last_epoch: Some(1), error: None }],
+        ends: vec![End { partition: 0, end_offset: Some(3), last_epoch: Some(1), error: None }],
         deleting: false,
     };
     [set_link("prod", &link), set_topic("prod", "a.b", &topic)]

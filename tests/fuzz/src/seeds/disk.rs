@@ -159,7 +159,16 @@ fn seal_at(base: i64) -> Seal {
     let strides = vec![Stride { end: bytes, crc: 5, next_offset }];
     let bytes = bytes.into();
     let index_bytes = [8, 12, 0];
-    Seal { base, bytes, next_offset, next_base: next_offset, index_bytes, crc: 5, strides }
+    Seal {
+        base,
+        bytes,
+        next_offset,
+        next_base: next_offset,
+        index_bytes,
+        crc: 5,
+        index_crc: 7,
+        strides,
+    }
 }
 
 pub fn seals() -> Vec<Vec<u8>> {
