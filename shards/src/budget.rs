@@ -93,8 +93,8 @@ pub fn shortage() -> String {
     let needed = (memory.used + FETCH_BYTES_MIN) / RESERVABLE_PERCENT * 100;
     format!(
         "no memory for records: {} of this shard's {} KiB are held by the ends of idle logs (a \
-         block each) and by records not yet written, and fetches wait; set memory in [shards] so that \
-         each shard has more than {} KiB, or use more shards",
+         block each) and by records not yet written, and fetches wait; set memory in [shards] so \
+         that each shard has more than {} KiB, or use more shards",
         memory.used >> 10,
         memory.total >> 10,
         needed >> 10

@@ -2,9 +2,9 @@
 //!
 //! One pass over all logs begins soon after the start, then one every so often. A damaged partition
 //! stays what it is, and its tail is replicated as before; the damaged offsets are named in its
-//! state. One task per link, on a connection of its own, fetches damaged ranges again, one partition
-//! after another. Nothing is fetched for a partition that control has paused, held or sealed: what
-//! was failed over is never overwritten with records of the source.
+//! state. One task per link, on a connection of its own, fetches damaged ranges again, one
+//! partition after another. Nothing is fetched for a partition that control has paused, held or
+//! sealed: what was failed over is never overwritten with records of the source.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -249,8 +249,8 @@ async fn repair_partition(
 /// Rounds of looking and mending within one try.
 const ROUNDS_MAX: usize = 64;
 
-/// What is damaged now. The log may be opened again here, which comes to its end whatever becomes of
-/// this task.
+/// What is damaged now. The log may be opened again here, which comes to its end whatever becomes
+/// of this task.
 async fn look(
     link: &Rc<Link>,
     partition: &Rc<Partition>,

@@ -55,8 +55,8 @@ impl Log {
     }
 
     /// Removes the log and all its files. Its folders leave their places first, the seals before
-    /// what they vouch for, so that a crash leaves a whole log or none; what is left of the files is
-    /// removed at the next start.
+    /// what they vouch for, so that a crash leaves a whole log or none; what is left of the files
+    /// is removed at the next start.
     ///
     /// # Errors
     /// The file system's. What it says is durable with the next completed flush.

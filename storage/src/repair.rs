@@ -2,10 +2,10 @@
 //!
 //! The batches of the range are fetched again, checked like any other, and gathered in a file of
 //! their own beside the seals. Only when they are complete, end exactly where the whole batch after
-//! the range begins, and have the checksum the seal remembers (where there is one), are they written
-//! to where they belong: whole blocks, and of these only such as differ. A crash in between leaves
-//! the range as damaged as it was, or less; it is found and fetched again. A file that is missing
-//! gets its name when it is whole.
+//! the range begins, and have the checksum the seal remembers (where there is one), are they
+//! written to where they belong: whole blocks, and of these only such as differ. A crash in between
+//! leaves the range as damaged as it was, or less; it is found and fetched again. A file that is
+//! missing gets its name when it is whole.
 //!
 //! What does not fit is not written: the source has cleaned, deleted or replaced these records. The
 //! damage stays, with its range.

@@ -156,8 +156,8 @@ impl Store {
 }
 
 impl Drop for Store {
-    /// A log knows its volume, and the volume its logs: without this neither, nor the memory lent to
-    /// them, would ever go.
+    /// A log knows its volume, and the volume its logs: without this neither, nor the memory lent
+    /// to them, would ever go.
     fn drop(&mut self) {
         self.volumes.iter().for_each(|volume| volume.let_go());
     }

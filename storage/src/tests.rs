@@ -56,8 +56,8 @@ pub fn respond(log: &Log, bytes: &[u8], piece: usize) -> Result<(), AppendError>
     result
 }
 
-/// Whether a fetch of so many bytes would be asked for now: as a shard decides it, half the memory at
-/// most is for records, and a batch larger than that is tried alone.
+/// Whether a fetch of so many bytes would be asked for now: as a shard decides it, half the memory
+/// at most is for records, and a batch larger than that is tried alone.
 pub fn has_room(log: &Log, bytes: usize) -> bool {
     let memory = ring::memory();
     let alone = memory.used < memory.total / 4;

@@ -6,9 +6,9 @@
 //! ([`run`]); after each start, and at the end in peace, a checker that saw everything holds every
 //! byte of the copy against what the source had there, ever ([`model`]).
 //!
-//! `cargo test -p tests --test campaign` runs about a minute, or until every kind of trouble has come
-//! up (it counts them, and fails if one never does). `-- --seconds 3600` or
-//! `-- --seeds 100000` runs longer, `UNDERSTUDY_SEED=n` one seed, and a failure prints that line.
+//! `cargo test -p tests --test campaign` runs about a minute, or until every kind of trouble has
+//! come up (it counts them, and fails if one never does). `-- --seconds 3600` or `-- --seeds
+//! 100000` runs longer, `UNDERSTUDY_SEED=n` one seed, and a failure prints that line.
 
 mod brokers;
 mod control;

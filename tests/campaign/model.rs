@@ -31,8 +31,8 @@ pub struct Model {
     pub gaps: Vec<Range<i64>>,
     /// Bits turned.
     pub flips: Vec<Flip>,
-    /// Nothing more may be received than this: it is not fetched, by order. As large as can be: what
-    /// the next status says.
+    /// Nothing more may be received than this: it is not fetched, by order. As large as can be:
+    /// what the next status says.
     pub stands: Option<i64>,
     /// Where the source's log begins.
     pub deleted_to: i64,

@@ -181,7 +181,7 @@ impl World {
                 self.tally.count("topic failed over");
                 for Sealed { key, end_offset, error, .. } in sealed {
                     let model = self.models.get_mut(&key).expect("it is known");
-                    let end = Option::from(end_offset).filter(|_| error.is_none());
+                    let end = end_offset.filter(|_| error.is_none());
                     if end.is_some_and(|end| end < model.floor) {
                         let floor = model.floor;
                         return Err(format!("{key}: sealed at {end:?}, {floor} was flushed"));

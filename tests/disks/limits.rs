@@ -85,8 +85,8 @@ pub fn few_descriptors() -> Outcome {
     Ok(())
 }
 
-/// Too few threads for a user that is not root: it says so and does not start, or it runs and copies
-/// what there is.
+/// Too few threads for a user that is not root: it says so and does not start, or it runs and
+/// copies what there is.
 pub fn few_threads() -> Outcome {
     for count in [2, 6, 12, 64] {
         let source = source(10, 0.0)?;

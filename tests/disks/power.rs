@@ -63,8 +63,8 @@ pub fn failing_device() -> Outcome {
     Ok(())
 }
 
-/// Whatever is told as flushed is on the device at that moment, on an idle link too: what the device
-/// is sure of is looked at as it is, before any recovery of ours.
+/// Whatever is told as flushed is on the device at that moment, on an idle link too: what the
+/// device is sure of is looked at as it is, before any recovery of ours.
 pub fn flushed_is_on_the_device() -> Outcome {
     for kind in [Kind::Ext4, Kind::Xfs] {
         let topic = TopicSpec::new(TOPIC, PARTITIONS, 20).with_batches(7, 6_000, 9);

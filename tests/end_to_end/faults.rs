@@ -287,8 +287,8 @@ pub fn another_cluster_is_refused(stage: &mut Stage) -> Outcome {
     stage.prove_stopped(&copy, &originals, Gaps::None).map(drop)
 }
 
-/// Bits turned over in what is stored, after a clean stop: found unasked and fetched again; or, when
-/// the source has deleted these records, kept and named.
+/// Bits turned over in what is stored, after a clean stop: found unasked and fetched again; or,
+/// when the source has deleted these records, kept and named.
 pub fn flipped_bits_are_repaired(stage: &mut Stage) -> Outcome {
     let topic = "flipped";
     stage.load.create(topic, 2, 3, &[("segment.bytes", "1048576")])?;

@@ -249,4 +249,9 @@ macro_rules! in_common {
     )*};
 }
 
-in_common!(Pause: |_| false, Resume: |_| false, Failover: |verb| verb.force, Delete: |verb| verb.force);
+in_common!(
+    Pause: |_| false,
+    Resume: |_| false,
+    Failover: |verb| verb.force,
+    Delete: |verb| verb.force
+);

@@ -2,10 +2,10 @@
 //!
 //! The shards of a process share one ledger per data directory; it is asked when a log is opened,
 //! closed or deleted, never on the data path. A claim gives a log to one shard, with what the owner
-//! before left of it, and with a *turn* that no claim before had. Checkpoint entries carry the turn:
-//! of two shards' words about one log the later owner's counts, however far each has counted its own
-//! checkpoints. What was known of a log ends with its deletion; whoever makes a log of that name
-//! again is told, and says so durably before there is a file.
+//! before left of it, and with a *turn* that no claim before had. Checkpoint entries carry the
+//! turn: of two shards' words about one log the later owner's counts, however far each has counted
+//! its own checkpoints. What was known of a log ends with its deletion; whoever makes a log of that
+//! name again is told, and says so durably before there is a file.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

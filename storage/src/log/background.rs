@@ -1,6 +1,6 @@
 //! What the volume does with a log behind its appends: it takes writes from it and says how they
-//! ended, notes that the disk is full, what a flush covered, what the checkpoint is to say, and that
-//! the device has failed.
+//! ended, notes that the disk is full, what a flush covered, what the checkpoint is to say, and
+//! that the device has failed.
 
 use std::io;
 use std::time::Duration;

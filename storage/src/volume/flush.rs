@@ -3,7 +3,8 @@
 //! One cycle: the written ends of all dirty logs are noted; `syncfs`; a checkpoint with these ends
 //! goes into the slot that is not durable, over its old bytes, so that a full disk has room for it;
 //! the slot is flushed; and only now do the ends count as *flushed*. So what is shown as flushed is
-//! never ahead of a checkpoint that says so, and no crash followed by a failing device takes it back.
+//! never ahead of a checkpoint that says so, and no crash followed by a failing device takes it
+//! back.
 //!
 //! A flush that fails is not repeated: after it the kernel counts the pages it lost as clean, and
 //! the next flush would succeed without them. All logs of the directory are FAILED; each may be
