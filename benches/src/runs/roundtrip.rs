@@ -15,13 +15,15 @@ use crate::report::{Goal, Panel, Report, Row};
 
 pub const BENCH: Bench = Bench {
     name: "roundtrip",
-    line: "0 to 200 ms away, through a proxy with 1 MiB under way per connection",
+    line: "0 to 200 ms away, through a proxy with 100 KiB under way per connection",
     runs: 1,
     needs_product: true,
     run,
 };
 
-const WINDOW_BYTES: usize = 1 << 20;
+/// What stock brokers send before they wait: `socket.send.buffer.bytes`.
+const STOCK_WINDOW: usize = 100 << 10;
+const WIDE_WINDOW: usize = 1 << 20;
 const CONNECTIONS_MAX: u32 = 256;
 const PARTITIONS: i32 = 256;
 /// 1 Gbit/s.
@@ -33,19 +35,38 @@ const OF_WINDOWS: &str = "of open windows";
 const BACKLOG_BYTES_MAX: u64 = 24 << 30;
 const RESERVE_BYTES: u64 = 4 << 30;
 
-/// Wire and round trip of each row, the nearest of each wire first.
-const LINKS: [(Option<f64>, u64); 6] = [
-    (Some(WIRE), 0),
-    (Some(WIRE), 20),
-    (Some(WIRE), 100),
-    (Some(WIRE), 200),
-    (None, 0),
-    (None, 100),
+/// A way from the source to the node.
+#[derive(Clone, Copy)]
+struct Way {
+    /// Bytes per second of all connections together; none: as fast as the proxy is.
+    wire: Option<f64>,
+    round_trip_ms: u64,
+    /// What may be under way on one connection, in bytes.
+    window_bytes: usize,
+}
+
+const fn way(wire: Option<f64>, round_trip_ms: u64, window_bytes: usize) -> Way {
+    Way { wire, round_trip_ms, window_bytes }
+}
+
+/// The nearest of each wire first.
+const WAYS: [Way; 7] = [
+    way(Some(WIRE), 0, STOCK_WINDOW),
+    way(Some(WIRE), 20, STOCK_WINDOW),
+    way(Some(WIRE), 100, STOCK_WINDOW),
+    way(Some(WIRE), 100, WIDE_WINDOW),
+    way(Some(WIRE), 200, STOCK_WINDOW),
+    way(None, 0, STOCK_WINDOW),
+    way(None, 100, STOCK_WINDOW),
 ];
-const LINKS_QUICK: [(Option<f64>, u64); 3] = [(Some(WIRE), 0), (Some(WIRE), 5), (None, 0)];
+const WAYS_QUICK: [Way; 3] = [
+    way(Some(WIRE), 0, STOCK_WINDOW),
+    way(Some(WIRE), 5, STOCK_WINDOW),
+    way(None, 0, STOCK_WINDOW),
+];
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
-    let links: &[(Option<f64>, u64)] = options.unless_quick(&LINKS, &LINKS_QUICK);
+    let ways: &[Way] = options.unless_quick(&WAYS, &WAYS_QUICK);
     let after = Duration::from_millis(options.unless_quick(20_000, 300));
     let time = Duration::from_millis(options.unless_quick(5000, 300));
     let free = free_bytes(&options.folder)?.saturating_sub(RESERVE_BYTES);
@@ -53,42 +74,41 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     let load = format!(
         "{} GiB waiting in {PARTITIONS} partitions, at most {CONNECTIONS_MAX} connections, one \
          shard; {} ms measured after {} ms in which connections may be added (a tenth of that at \
-         0 ms); a window of {} KiB per connection",
+         0 ms)",
         waiting >> 30,
         time.as_millis(),
         after.as_millis(),
-        WINDOW_BYTES >> 10
     );
     let ceiling = "the rate over the same wire at 0 ms, and the wire";
     let mut report = bench.report(options, &load, ceiling)?;
     let mut rows: Vec<Row> =
-        links.iter().map(|(wire, ms)| Row::new(name(*wire, *ms), FileState::Fresh)).collect();
+        ways.iter().map(|way| Row::new(way.name(), FileState::Fresh)).collect();
     let mut progress = Progress::new(rows.len() * options.runs);
     for _ in 0..options.runs {
-        for ((wire, ms), row) in links.iter().zip(&mut rows) {
+        for (way, row) in ways.iter().zip(&mut rows) {
             progress.next(&row.name);
-            let after = if *ms == 0 { after / 10 } else { after };
+            let after = if way.round_trip_ms == 0 { after / 10 } else { after };
             let topic = backlog(PARTITIONS, waiting);
             let mut replica = Replica::new(vec![topic], Window::Part { after, time });
             replica.connections_max = CONNECTIONS_MAX;
-            let round_trip = Duration::from_millis(*ms);
-            let (window_bytes, bytes_per_second) = (WINDOW_BYTES, *wire);
+            let round_trip = Duration::from_millis(way.round_trip_ms);
+            let (window_bytes, bytes_per_second) = (way.window_bytes, way.wire);
             replica.link = Some(Link { round_trip, window_bytes, bytes_per_second });
             let figures = replica.measure(options)?;
             let rate = figures.bytes as f64 / figures.seconds;
             row.push(RATE, rate / GIB);
             row.push(CONNECTIONS, figures.connections as f64);
-            if let Some(wire) = wire {
+            if let Some(wire) = way.wire {
                 row.push(OF_THE_WIRE, rate / wire);
             }
-            if *ms > 0 {
-                let each = WINDOW_BYTES as f64 / round_trip.as_secs_f64();
+            if way.round_trip_ms > 0 {
+                let each = way.window_bytes as f64 / round_trip.as_secs_f64();
                 row.push(OF_WINDOWS, rate / (each * figures.connections.max(1) as f64));
             }
         }
     }
     progress.end();
-    judge(&mut report, links, &rows)?;
+    judge(&mut report, ways, &rows)?;
     report.rows = rows;
     report.notes.push(
         "without a wire the rate is that of the proxy's threads, which share the cores with \
@@ -100,17 +120,23 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     Ok(report)
 }
 
-fn name(wire: Option<f64>, ms: u64) -> String {
-    let wire = if wire.is_some() { "1 Gbit/s" } else { "no wire" };
-    format!("{wire}, {ms} ms")
+impl Way {
+    fn name(&self) -> String {
+        let wire = if self.wire.is_some() { "1 Gbit/s" } else { "no wire" };
+        let window = if self.window_bytes == STOCK_WINDOW { "" } else { ", windows of 1 MiB" };
+        format!("{wire}, {} ms{window}", self.round_trip_ms)
+    }
 }
 
-fn judge(report: &mut Report, links: &[(Option<f64>, u64)], rows: &[Row]) -> Outcome {
-    for ((wire, ms), row) in links.iter().zip(rows).filter(|((_, ms), _)| *ms > 0) {
-        let Some(at) = links.iter().position(|link| *link == (*wire, 0)) else { continue };
-        let goal = (wire.is_some() && *ms == 100).then_some(Goal::AtLeast(0.9));
+fn judge(report: &mut Report, ways: &[Way], rows: &[Row]) -> Outcome {
+    for (way, row) in ways.iter().zip(rows).filter(|(way, _)| way.round_trip_ms > 0) {
+        let is_near = |near: &Way| near.round_trip_ms == 0 && near.wire == way.wire;
+        let Some(near) = ways.iter().position(is_near) else { continue };
+        let stock = way.window_bytes == STOCK_WINDOW;
+        let judged = way.wire.is_some() && way.round_trip_ms == 100 && stock;
+        let goal = judged.then_some(Goal::AtLeast(0.9));
         let what = format!("× the rate: {} against 0 ms", row.name);
-        report.compare(&what, RATE, row, &rows[at], goal)?;
+        report.compare(&what, RATE, row, &rows[near], goal)?;
     }
     report.panels = vec![
         Panel { unit: RATE.into(), line: Some((WIRE / GIB, "1 Gbit/s".into())) },
