@@ -291,18 +291,23 @@ pub fn another_cluster_is_refused(stage: &mut Stage) -> Outcome {
 /// when the source has deleted these records, kept and named.
 pub fn flipped_bits_are_repaired(stage: &mut Stage) -> Outcome {
     let topic = "flipped";
-    stage.load.create(topic, 2, 3, &[("segment.bytes", "1048576")])?;
-    stage.load.produce(topic, json!({"records": 20_000, "partitions": 2}))?;
+    stage.load.create(topic, 2, 3, &[("retention.ms", "-1")])?;
+    // A copy's segments span a week at most: three of them.
+    for weeks in [8_u64, 4, 0] {
+        let age_ms = weeks * 7 * 24 * 3_600_000;
+        let some = json!({"records": 8_000, "partitions": 2, "age_ms": age_ms});
+        stage.load.produce(topic, some)?;
+    }
     let mut copy = Understudy::new("flipped", &stage.cluster, &[topic])?;
     let verify = "[shards]\nverify_rate = \"1GiB\"\nverify_every = \"1s\"";
     copy.configure(&copy.configuration()?.replace("[shards]", verify))?;
     copy.launch()?;
     stage.prove(&mut copy, &[topic], Gaps::None)?;
     let segments = segments(&copy.partition_dir(topic, 0))?;
-    ensure(segments.len() > 2, || format!("{segments:?}"))?;
-    flip(&segments[0], 100_000)?;
-    flip(&segments[segments.len() - 2], 5_000)?;
-    flip(&segments[segments.len() - 1], 700)?;
+    let [first, second, last] = &segments[..] else { return Err(format!("{segments:?}")) };
+    flip(first, 100_000)?;
+    flip(second, 5_000)?;
+    flip(last, 700)?;
     copy.launch()?;
     let log = copy.log();
     let repaired = || {
@@ -312,9 +317,10 @@ pub fn flipped_bits_are_repaired(stage: &mut Stage) -> Outcome {
     copy.wait_until("three repairs", |all| all.iter().all(|p| p.state == "ACTIVE") && repaired())?;
     stage.prove(&mut copy, &[topic], Gaps::None)?;
 
-    flip(&segments[0], 100_000)?;
-    let hurt = std::fs::read(&segments[0]).map_err(|e| e.to_string())?;
-    let request = json!({"topic": topic, "partition": 0, "before": 9_000});
+    // Of the segment that stays, the records that go.
+    flip(last, 700)?;
+    let hurt = std::fs::read(last).map_err(|e| e.to_string())?;
+    let request = json!({"topic": topic, "partition": 0, "before": 11_000});
     stage.load.call("delete-records", request)?;
     copy.launch()?;
     let named = copy.wait_until("the damage to be kept and named", |all| {
@@ -322,7 +328,7 @@ pub fn flipped_bits_are_repaired(stage: &mut Stage) -> Outcome {
     })?;
     ensure(named.iter().any(|p| p.state == "ACTIVE"), || format!("the neighbour: {named:?}"))?;
     copy.stop()?;
-    let after = std::fs::read(&segments[0]).map_err(|e| e.to_string())?;
+    let after = std::fs::read(last).map_err(|e| e.to_string())?;
     ensure(after == hurt, || "what could not be repaired was changed".to_owned())
 }
 

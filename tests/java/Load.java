@@ -377,6 +377,7 @@ public final class Load {
         private final int abortPercent;
         private final int recordsPerTransaction;
         private final long recordsPerSecond;
+        private final long ageMs;
         private final String transactionalId;
         private final boolean leaveOpen;
         private final boolean tolerant;
@@ -404,6 +405,7 @@ public final class Load {
             abortPercent = r.path("abort_percent").asInt(0);
             recordsPerTransaction = r.path("records_per_transaction").asInt(100);
             recordsPerSecond = r.path("records_per_second").asLong(0);
+            ageMs = r.path("age_ms").asLong(0);
             transactionalId = r.path("transactional_id").asText(null);
             leaveOpen = r.path("leave_open").asBoolean(false);
             tolerant = r.path("tolerant").asBoolean(false);
@@ -529,6 +531,7 @@ public final class Load {
             byte[] key = ("key-" + (keys > 0 ? random.nextInt(keys) : n)).getBytes(StandardCharsets.UTF_8);
             int partition = firstPartition + (int) (n % partitions);
             ProducerRecord<byte[], byte[]> record = new ProducerRecord<>(topic, partition,
+                ageMs > 0 ? System.currentTimeMillis() - ageMs : null,
                 nulls && n % 7 == 3 ? null : key, nulls && n % 5 == 2 ? null : value);
             if (headers) {
                 for (int i = 0; i < n % 4; i++) {
