@@ -3,9 +3,11 @@
 //! A connection carries at most a window of the transport per round trip, and idles for a round
 //! trip between two answers: the next offset is unknown until the last batch has arrived. On a
 //! long link only more connections help. How many, the link does not say: they are doubled for as
-//! long as that brings more bytes, and what a doubling did not bring is taken back. Partitions at
-//! their end share one connection; only those far behind get more, up to a limit, and never more
-//! than there are such partitions.
+//! long as that brings more bytes. Once it brings fewer than there are connections for, the wire
+//! is full: more of them only wait for one another, so only as many stay as those bytes need. A
+//! number that was found is tried anew now and then, from below and from above: what fewer
+//! connections carry as well, fewer carry. Partitions at their end share one connection; only
+//! those far behind get more, up to a limit, and never more than there are such partitions.
 
 use crate::limits::{FETCH_BYTES_FIRST, FETCH_BYTES_MAX, FETCH_BYTES_MIN};
 use std::time::Duration;
@@ -27,27 +29,42 @@ pub struct Interval {
 #[derive(Debug, Default)]
 pub struct Pool {
     connections: usize,
-    /// The last growth, until it is known what it brought.
-    grown: Option<Grown>,
+    /// Another number is being tried.
+    trial: Option<Trial>,
+    /// The next trial is of fewer connections.
+    down: bool,
     /// By how much the next growth multiplies.
     factor: usize,
+    /// What arrived since the connections settled.
+    rate: Rate,
     /// Intervals that show nothing yet: sessions begin, windows open.
     settling: u32,
-    /// Intervals before growing is tried again, and how many after the next try in vain.
+    /// Intervals before another number is tried, and how many after the next try in vain.
     wait: u32,
     patience: u32,
 }
 
-#[derive(Debug)]
-struct Grown {
+/// Where a trial came from: so many connections brought so much per interval.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
     from: usize,
     bytes: u64,
+}
+
+/// The mean of the last few intervals. Answers are large and long under way: a single interval
+/// shows now more of them, now fewer.
+#[derive(Debug, Default)]
+struct Rate {
+    last: [u64; JUDGED],
+    intervals: usize,
 }
 
 /// Two connections fill each other's gaps on a short link.
 const LEAST: usize = 2;
 const SETTLING: u32 = 10;
 const SETTLED: u32 = 1;
+/// Intervals that are judged together.
+const JUDGED: usize = 4;
 const PATIENCE_MIN: u32 = 20;
 const PATIENCE_MAX: u32 = 600;
 
@@ -74,36 +91,117 @@ impl Pool {
                 self.settling = self.settling.min(SETTLED);
             }
         } else {
-            self.judge(seen);
-            if self.wait > 0 {
-                self.wait -= 1;
-            } else if before < most && !seen.busy {
-                self.grown = Some(Grown { from: before, bytes: seen.bytes });
-                self.set((before * self.factor).min(most));
+            self.rate.add(seen.bytes);
+            match self.trial {
+                Some(trial) if trial.from < before => self.judge_growth(trial),
+                Some(trial) => self.judge_shrinking(trial, most),
+                None if self.wait > 0 => self.wait -= 1,
+                None => {}
+            }
+            if self.trial.is_none() && self.wait == 0 && self.settling == 0 {
+                self.try_another(most, seen.busy);
             }
         }
         self.connections != before
     }
 
-    /// Whether the last growth was worth it: a tenth more is.
-    fn judge(&mut self, seen: &Interval) {
-        let Some(grown) = self.grown.take() else { return };
-        if seen.bytes.saturating_mul(10) < grown.bytes.saturating_mul(11) {
-            self.set(grown.from);
-            self.wait = self.patience;
-            self.patience = (self.patience * 2).min(PATIENCE_MAX);
-            self.factor = 2;
+    /// Tries more connections, or fewer.
+    fn try_another(&mut self, most: usize, busy: bool) {
+        let from = self.connections;
+        let trial = Trial { from, bytes: self.rate.mean() };
+        if self.down && from > LEAST {
+            if self.rate.is_known() {
+                self.trial = Some(trial);
+                self.set(fewer(from));
+            }
+        } else if from >= most {
+            self.in_vain(true);
+        } else if !busy {
+            self.trial = Some(trial);
+            self.set((from * self.factor).min(most));
+        }
+    }
+
+    /// Whether more connections were worth it: a tenth more bytes is. What a full wire leaves idle
+    /// goes again.
+    fn judge_growth(&mut self, trial: Trial) {
+        let (seen, now) = (u128::from(self.rate.mean()), self.connections as u128);
+        let (was, from) = (u128::from(trial.bytes), trial.from as u128);
+        // Every connection brought nearly its part: the end is far.
+        let far = seen * from * 100 >= was * now * 85;
+        if !far && !self.rate.is_known() {
             return;
         }
+        self.trial = None;
+        if seen * 10 <= was * 11 {
+            self.set(trial.from);
+            return self.in_vain(true);
+        }
         self.patience = PATIENCE_MIN;
-        // Twice the connections brought nearly twice the bytes: the end is far.
-        let far = seen.bytes.saturating_mul(10) >= grown.bytes.saturating_mul(17);
         self.factor = if far { 4 } else { 2 };
+        // So many carry as much, and a quarter more.
+        let enough = (from * seen * 5).div_ceil((was * 4).max(1));
+        if !far && enough < now {
+            self.trial = Some(Trial { from: self.connections, bytes: self.rate.mean() });
+            self.set(enough as usize);
+        }
+    }
+
+    /// Whether fewer connections do: if they bring all but a twentieth.
+    fn judge_shrinking(&mut self, trial: Trial, most: usize) {
+        if !self.rate.is_known() {
+            return;
+        }
+        self.trial = None;
+        let seen = self.rate.mean();
+        if u128::from(seen) * 20 < u128::from(trial.bytes) * 19 {
+            self.set(trial.from.min(most));
+            return self.in_vain(false);
+        }
+        self.down = true;
+        self.patience = PATIENCE_MIN;
+        if self.connections > LEAST {
+            // Held against the same bytes: many small losses would be a large one.
+            let bytes = trial.bytes.max(seen);
+            self.trial = Some(Trial { from: self.connections, bytes });
+            self.set(fewer(self.connections));
+        }
+    }
+
+    fn in_vain(&mut self, down_next: bool) {
+        self.down = down_next;
+        self.factor = 2;
+        self.wait = self.patience;
+        self.patience = (self.patience * 2).min(PATIENCE_MAX);
     }
 
     fn set(&mut self, connections: usize) {
         self.connections = connections;
         self.settling = SETTLING;
+        self.rate = Rate::default();
+    }
+}
+
+/// A quarter fewer, for a trial.
+fn fewer(connections: usize) -> usize {
+    (connections - (connections / 4).max(1)).max(LEAST)
+}
+
+impl Rate {
+    fn add(&mut self, bytes: u64) {
+        self.last[self.intervals % JUDGED] = bytes;
+        self.intervals += 1;
+    }
+
+    fn mean(&self) -> u64 {
+        let intervals = self.intervals.min(JUDGED);
+        let bytes = self.last.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        bytes.checked_div(intervals as u64).unwrap_or(0)
+    }
+
+    /// Enough was seen to go by.
+    fn is_known(&self) -> bool {
+        self.intervals >= JUDGED
     }
 }
 
@@ -180,17 +278,76 @@ mod tests {
     #[test]
     fn a_long_link_is_filled_within_seconds() {
         let mut pool = Pool::default();
-        settle(&mut pool, 1, 122, 16, 256);
+        settle(&mut pool, 1, 122, 24, 256);
         assert!(pool.connections() >= 122, "{}", pool.connections());
         let mut pool = Pool::default();
         settle(&mut pool, 1, 1_000_000, 16, 16);
         assert_eq!(pool.connections(), 15);
     }
 
+    /// A wire with a queue before it: whatever is under way beyond a round trip's worth of the
+    /// wire waits, and a crowd of connections makes the wire idle in between. Intervals show now
+    /// more, now less of it.
+    struct Wire {
+        /// Per interval, in bytes.
+        bytes: f64,
+        /// Connections that fill it.
+        filled_by: f64,
+        random: u64,
+        owed: f64,
+    }
+
+    impl Wire {
+        fn new(filled_by: f64, seed: u64) -> Wire {
+            Wire { bytes: 62e6, filled_by, random: seed, owed: 0.0 }
+        }
+
+        fn interval(&mut self, connections: usize) -> Interval {
+            let of_wire = connections as f64 / self.filled_by;
+            let crowding = 1.0 - 0.03 * (of_wire - 1.0).clamp(0.0, 8.0);
+            self.owed += self.bytes * of_wire.min(1.0) * crowding;
+            self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1);
+            // An answer that is under way counts in the next interval.
+            let arrived = self.owed * (0.88 + 0.12 * (self.random >> 40) as f64 / 16_777_216.0);
+            self.owed -= arrived;
+            let carrying = connections;
+            Interval { backfilling: 1000, bytes: arrived as u64, carrying, busy: false }
+        }
+    }
+
+    #[test]
+    fn a_full_wire_gets_no_more_connections_than_fill_it() {
+        for seed in 0..50 {
+            for filled_by in [3.0, 7.0, 25.0, 60.0] {
+                let (mut wire, mut pool) = (Wire::new(filled_by, seed), Pool::default());
+                let mut many = 0;
+                for interval in 0..400 {
+                    let seen = wire.interval(pool.connections());
+                    pool.consider(&seen, 256);
+                    let share = pool.connections() as f64 / filled_by;
+                    many += u32::from(interval >= 60 && !(0.7..=2.5).contains(&share));
+                }
+                assert!(many <= 60, "{seed}, {filled_by}: {} for {many}", pool.connections());
+            }
+        }
+    }
+
+    #[test]
+    fn too_many_connections_are_taken_back() {
+        let (mut pool, mut short) = (Pool::default(), Wire::new(25.0, 1));
+        settle(&mut pool, 1, 1_000_000, 40, 256);
+        let before = pool.connections();
+        for _ in 0..200 {
+            let seen = short.interval(pool.connections());
+            pool.consider(&seen, 256);
+        }
+        assert!(before > 128 && pool.connections() <= 60, "{before} → {}", pool.connections());
+    }
+
     #[test]
     fn new_connections_are_judged_when_they_carry_something() {
         let mut pool = Pool::default();
-        let mut carrying = 0;
+        let (mut carrying, mut most) = (0, 0);
         for round in 0..40 {
             // It takes three intervals until a new connection has its partitions.
             if round % 4 == 3 {
@@ -198,8 +355,10 @@ mod tests {
             }
             let bytes = carrying as u64 * 10;
             pool.consider(&Interval { backfilling: 100, bytes, carrying, busy: false }, 65);
+            most = most.max(pool.connections());
         }
-        assert_eq!(pool.connections(), 64);
+        assert_eq!(most, 64);
+        assert!(pool.connections() >= 48, "{}", pool.connections());
     }
 
     #[test]
