@@ -7,7 +7,6 @@ use net::connection::FetchOutcome;
 use net::fetch::{EpochEnd, Verdict};
 use net::{ErrorCode, codes::Meaning};
 use storage::check::AppendError;
-use storage::log::LogState;
 
 use super::{Fetcher, Kind};
 use crate::check::{Compared, compare};
@@ -197,10 +196,8 @@ impl Fetcher {
         let Some(log) = partition.log() else { return };
         match error {
             AppendError::NoMemory => self.want(key),
-            AppendError::NotHealthy if log.state() == LogState::DiskFull => {
-                self.session.unwant(key);
-                self.blocked.push(key);
-            }
+            // Its disk was full, and may have room by now: nobody else would ask for it again.
+            AppendError::NotHealthy if log.is_open() => self.want(key),
             AppendError::NotHealthy => {
                 if log.is_damaged() {
                     self.link.repairs.add(&partition);
