@@ -96,6 +96,38 @@ fn a_failed_log_is_opened_at_once_when_it_is_resumed() {
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
+/// Room may come between a part of an answer that was not taken and the answer's end.
+#[test]
+fn a_disk_that_fills_again_and_again_leaves_no_partition_behind() {
+    let orders = topic("orders", 6, 20);
+    let faults = long_link(Duration::from_millis(400));
+    let settings = LinkSettings { connections_max: 1, ..settings() };
+    let mut world = World::new(faults, &[orders], settings, 16 << 20);
+    let machine = world.machine();
+    let mut times_full = 0;
+    for round in 0..24 {
+        for partition in 0..6 {
+            world.cluster.append("orders", partition, 40).expect("appends");
+        }
+        world.sim.disk(machine, |disk| {
+            disk.set_capacity(1 << 40);
+            let used = (1 << 40) - disk.free_bytes();
+            disk.set_capacity(used + 100_000);
+        });
+        let full = |p: &PartitionStatus| p.state == PartitionState::DiskFull;
+        world.until("the full disk, or the end", 10 * MINUTE, |status| {
+            let is_full = status.partitions.iter().any(full);
+            times_full += usize::from(is_full);
+            is_full || status.partitions.iter().all(|p| Some(p.written) == p.source_end)
+        });
+        world.sim.run_for(Duration::from_millis(90 * round));
+        world.sim.disk(machine, |disk| disk.set_capacity(1 << 40));
+        world.sim.run_for(Duration::from_millis(1_000 + 90 * round));
+    }
+    assert!(times_full > 8, "{times_full}");
+    world.until_caught_up(10 * MINUTE);
+}
+
 #[test]
 fn a_high_watermark_that_was_false_is_not_kept_for_ever() {
     let orders = topic("orders", 1, 20);
