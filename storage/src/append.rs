@@ -259,12 +259,12 @@ impl Inner {
         old.chain.rewind();
         old.chain.drop_free();
         old.indexes.finish();
-        old.finished = Some(Finished {
+        old.finished = Some(Box::new(Finished {
             next_base,
             snapshot: self.producers.encode(),
             has_producers: !self.producers.is_empty(),
             epoch: old.written_epoch.max(self.epochs.last()),
-        });
+        }));
         self.closing.push_back(old);
     }
 

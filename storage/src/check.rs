@@ -151,7 +151,8 @@ pub struct Checker {
     position: u64,
     head: [u8; HEADER_BYTES],
     head_bytes: usize,
-    body: Option<Body>,
+    /// Apart: most logs are between two batches most of the time.
+    body: Option<Box<Body>>,
     /// CRC-32C over all bytes of the magic 0 or 1 message that ended last.
     legacy_file_crc: u32,
     /// What it was before the batch that ended last.
@@ -329,8 +330,8 @@ impl Checker {
                     return Err(AppendError::BadLength { position, length });
                 }
             }
-            HEADER_BYTES => self.body = Some(self.begin_batch()?),
-            LEGACY_HEADER_BYTES => self.body = Some(self.begin_legacy()?),
+            HEADER_BYTES => self.body = Some(Box::new(self.begin_batch()?)),
+            LEGACY_HEADER_BYTES => self.body = Some(Box::new(self.begin_legacy()?)),
             other => unreachable!("no step of the head ends at {other} bytes"),
         }
         Ok(())
@@ -431,7 +432,7 @@ impl Checker {
     }
 
     fn finish(&mut self) -> Result<Batch, AppendError> {
-        let body = self.body.take().expect("a body has ended");
+        let body = *self.body.take().expect("a body has ended");
         self.head_bytes = 0;
         let mut batch = body.batch;
         let computed = match body.crc {

@@ -177,7 +177,11 @@ const _: () = assert!(FIXED_BYTES == 168);
 impl Checkpoint {
     /// The slot's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![0; HEAD_BYTES];
+        // Of thousands of logs this is large: made once, not grown.
+        let each = |id: &LogId| size_of::<Fixed>() + id.link.len() + id.topic.len() + 7;
+        let body_bytes: usize = self.entries.keys().chain(self.gone.keys()).map(each).sum();
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + body_bytes);
+        bytes.resize(HEAD_BYTES, 0);
         let gone = |(id, turn): (&LogId, &u64)| {
             let fixed = Fixed::from_entry(id, &Entry { turn: *turn, ..Entry::UNKNOWN });
             (id.clone(), Fixed { flags: GONE, ..fixed })

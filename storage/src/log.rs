@@ -164,7 +164,6 @@ pub struct Log {
     id: LogId,
     turn: u64,
     folder: PathBuf,
-    seal_folder: PathBuf,
     pub(crate) flags: Flags,
     /// Notified whenever a position or the state moves.
     pub changed: Signal,
@@ -184,7 +183,6 @@ impl Log {
     ) -> Rc<Log> {
         Rc::new_cyclic(|this| Log {
             folder: id.folder(volume.path()),
-            seal_folder: id.seal_folder(volume.path()),
             id,
             turn,
             flags: Flags::default(),
@@ -451,8 +449,8 @@ impl Log {
         &self.volume
     }
 
-    pub(crate) fn seal_folder(&self) -> &Path {
-        &self.seal_folder
+    pub(crate) fn seal_folder(&self) -> PathBuf {
+        self.id.seal_folder(self.volume.path())
     }
 
     pub(crate) fn touch(&self) {

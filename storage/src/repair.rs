@@ -95,7 +95,7 @@ impl Repair {
             false => Some(range_crc(&part, &damage).ok_or(RepairError::Changed)?),
         };
         let folder = log.seal_folder();
-        at(folder, ring::fs::create_dir_all(folder).await)?;
+        at(&folder, ring::fs::create_dir_all(&folder).await)?;
         let path = folder.join(REPAIR_FILE);
         let options = OpenOptions { truncate: true, ..OpenOptions::READ_WRITE };
         let staged = at(&path, File::open(&path, options).await)?;

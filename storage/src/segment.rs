@@ -51,7 +51,7 @@ pub struct Segment {
     /// When the segment was begun, for rolling by time where batches carry no timestamps.
     pub created_ms: i64,
     /// Set when the segment is complete.
-    pub finished: Option<Finished>,
+    pub finished: Option<Box<Finished>>,
     /// Where it stood when it was opened: an idle segment takes no space ahead.
     opened: Place,
     marks: VecDeque<Mark>,

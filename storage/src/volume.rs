@@ -186,6 +186,14 @@ impl Volume {
         self.closed.borrow_mut().remove(log.id());
         self.gone.borrow_mut().remove(log.id());
         self.logs.borrow_mut().insert(log.id().clone(), Rc::clone(log));
+        self.divide_index_entries();
+    }
+
+    /// What each log may hold of the index entries of all.
+    fn divide_index_entries(&self) {
+        let each = INDEX_ENTRIES_IN_ALL / self.logs.borrow().len().max(1);
+        let each = each.clamp(INDEX_ENTRIES_PENDING_MIN, INDEX_ENTRIES_PENDING);
+        self.index_entries_pending.set(each);
     }
 
     /// A log was closed, with this entry, or deleted: whoever claims it next may have it.
@@ -399,9 +407,7 @@ impl Volume {
     async fn keep_house(self: Rc<Self>) {
         while !self.stopping.get() {
             let logs = self.logs.borrow().len().max(1);
-            let each = INDEX_ENTRIES_IN_ALL / logs;
-            self.index_entries_pending
-                .set(each.clamp(INDEX_ENTRIES_PENDING_MIN, INDEX_ENTRIES_PENDING));
+            self.divide_index_entries();
             if let Ok(free) = ring::fs::free_bytes(self.path()).await {
                 let logs = logs as u64;
                 let step = (free / 16 / logs).clamp(SPACE_BYTES_MIN, SPACE_BYTES_MAX);

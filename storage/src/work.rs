@@ -113,8 +113,8 @@ impl Log {
     }
 
     pub(crate) fn path(&self, kind: Kind, offset: i64) -> PathBuf {
-        let folder = if kind == Kind::Seal { self.seal_folder() } else { self.folder() };
-        folder.join(kind.name(offset))
+        let name = kind.name(offset);
+        if kind == Kind::Seal { self.seal_folder().join(name) } else { self.folder().join(name) }
     }
 
     async fn prepare(
@@ -232,7 +232,7 @@ impl Log {
 
     pub(crate) async fn write_seal(&self, seal: &Seal) -> Result<(), LogError> {
         let folder = self.seal_folder();
-        at(folder, ring::fs::create_dir_all(folder).await)?;
+        at(&folder, ring::fs::create_dir_all(&folder).await)?;
         let path = self.path(Kind::Seal, seal.base);
         at(&path, ring::fs::write(&path, seal.encode()).await)
     }

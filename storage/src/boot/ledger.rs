@@ -17,14 +17,15 @@ use crate::names::LogId;
 #[derive(Debug)]
 pub struct Ledger(Mutex<BTreeMap<LogId, Line>>);
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Line {
     /// Counts the claims.
     turn: u64,
     owned: bool,
     /// It was deleted since the start.
     deleted: bool,
-    entry: Option<Entry>,
+    /// What the owner before left, until a log is open.
+    entry: Option<Box<Entry>>,
 }
 
 /// A log that is being opened. Dropped before it is kept, everything is as it was.
@@ -45,7 +46,7 @@ impl Ledger {
     /// What the checkpoints of the runs before say.
     pub fn new(entries: &BTreeMap<LogId, Entry>) -> Ledger {
         let line = |(id, entry): (&LogId, &Entry)| {
-            (id.clone(), Line { entry: Some(*entry), ..Line::default() })
+            (id.clone(), Line { entry: Some(Box::new(*entry)), ..Line::default() })
         };
         Ledger(Mutex::new(entries.iter().map(line).collect()))
     }
@@ -62,16 +63,15 @@ impl Ledger {
         if line.owned {
             return None;
         }
-        let before = *line;
-        line.turn += 1;
-        line.owned = true;
+        let turn = line.turn + 1;
+        let before = std::mem::replace(line, Line { turn, owned: true, ..Line::default() });
         Some(Claim {
             ledger: self,
             id: id.clone(),
-            before,
-            turn: line.turn,
-            entry: before.entry,
+            turn,
+            entry: before.entry.as_deref().copied(),
             deleted: before.deleted,
+            before,
             kept: false,
         })
     }
@@ -81,7 +81,8 @@ impl Ledger {
         if let Some(line) = self.lines().get_mut(id)
             && line.turn == turn
         {
-            *line = Line { turn, owned: false, deleted: entry.is_none(), entry };
+            let deleted = entry.is_none();
+            *line = Line { turn, owned: false, deleted, entry: entry.map(Box::new) };
         }
     }
 }
@@ -99,7 +100,7 @@ impl Drop for Claim<'_> {
             && let Some(line) = self.ledger.lines().get_mut(&self.id)
         {
             // The turn is spent: a checkpoint may have carried it already.
-            *line = Line { turn: self.turn, ..self.before };
+            *line = Line { turn: self.turn, ..std::mem::take(&mut self.before) };
         }
     }
 }

@@ -159,8 +159,11 @@ impl Volume {
     /// What is known of every log, open or closed.
     fn entries(&self) -> BTreeMap<LogId, Entry> {
         let (logs, closed) = (self.logs.borrow(), self.closed.borrow());
-        let closed = closed.iter().map(|(id, entry)| (id.clone(), *entry));
-        let open = logs.values().map(|log| (log.id().clone(), log.entry()));
-        closed.chain(open).collect()
+        // Not collected, which would gather all of them in a list first.
+        let mut entries = closed.clone();
+        for log in logs.values() {
+            entries.insert(log.id().clone(), log.entry());
+        }
+        entries
     }
 }
