@@ -31,8 +31,10 @@ use tally::Tally;
 /// followed; a comparison that waited for what the source had deleted; an unreadable checkpoint
 /// slot that kept the node down; sealing that waited for the memory it was to free; an empty
 /// log that forgot, in a restart, that its first batch may begin below it; files of a deleted topic
-/// that a power loss brought back; what was known of a deleted log held against its successor.
-const FOUND: &[u64] = &[1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 40076];
+/// that a power loss brought back; what was known of a deleted log held against its successor; a
+/// checker that missed records where the source has none, before an empty segment and at its end.
+const FOUND: &[u64] =
+    &[1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076];
 
 /// How long the plain command runs.
 const SECONDS: u64 = 60;

@@ -56,10 +56,20 @@ pub struct Flip {
 pub struct Compared {
     /// Its end.
     pub end: i64,
+    /// Where the source's log goes on behind its end: beyond it, if a gap is between.
+    pub next: i64,
     /// Bytes held against the source's.
     pub bytes: u64,
     /// Bits that are turned in it.
     pub flips: usize,
+}
+
+impl Compared {
+    fn before_what_follows_in(self, log: &PartitionLog) -> Compared {
+        let following = log.batches_from(self.end).next();
+        let next = following.map_or(log.end_offset(), |batch| batch.base_offset);
+        Compared { next: self.end.max(next), ..self }
+    }
 }
 
 impl Model {
@@ -228,7 +238,7 @@ impl Model {
         exactly: bool,
     ) -> Result<Compared, String> {
         let deleted_to = self.deleted_to.max(log.log_start());
-        let mut result = Compared { end: 0, bytes: 0, flips: 0 };
+        let mut result = Compared { end: 0, next: 0, bytes: 0, flips: 0 };
         let mut first = true;
         let mut expected = Vec::new();
         for (base, path, bytes) in segments {
@@ -242,7 +252,7 @@ impl Model {
                     if exactly {
                         return Err(format!("{} goes on behind {limit}", path.display()));
                     }
-                    return Ok(result);
+                    return Ok(result.before_what_follows_in(log));
                 }
                 let found = i64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
                 let mut next = log.batch_at(result.end);
@@ -268,7 +278,7 @@ impl Model {
                 return Err(format!("{} has bytes behind a hole at {at}", path.display()));
             }
         }
-        Ok(result)
+        Ok(result.before_what_follows_in(log))
     }
 
     /// What the source deleted is not compared with it any more: there the copy may hold what the
