@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use source::{Growth, TopicSpec};
@@ -143,7 +144,7 @@ pub fn stopped_at_any_moment() -> Outcome {
         }
         let process = node.process().ok_or("it does not run")?;
         process.signal(Signal::SIGTERM);
-        let status = process.wait(std::time::Duration::from_secs(35))?;
+        let status = process.wait(Duration::from_secs(35))?;
         let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
         node.kill();
         // Before its first word it has no hold of the signal, and of nothing else either.
@@ -192,18 +193,20 @@ fn node_ends_or(
     word: &str,
     through: impl Fn(&mut Understudy) -> Outcome,
 ) -> Outcome<bool> {
-    for _ in 0..40 {
+    let comes = tests::wait_for("its end, or an answer", Duration::from_secs(60), || {
         let process = node.process().ok_or("it does not run")?;
         if let Some(status) = process.ended()? {
+            return Ok(Some(Some(status)));
+        }
+        Ok((node.socket().exists() && node.status().is_ok()).then_some(None))
+    });
+    match comes.map_err(|e| format!("{e}\n{}", node.log_tail()))? {
+        None => through(node).map(|()| true),
+        Some(status) => {
             let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
             let clear = status.code().is_some_and(|code| code != 0) && said.contains(word);
             node.kill();
-            return ensure(clear, || format!("{status}\n{said}")).map(|()| false);
+            ensure(clear, || format!("{status}\n{said}")).map(|()| false)
         }
-        if node.socket().exists() && node.status().is_ok() {
-            return through(node).map(|()| true);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(250));
     }
-    Err(format!("neither here nor there\n{}", node.log_tail()))
 }
