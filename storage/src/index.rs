@@ -289,6 +289,21 @@ mod tests {
         checker.feed(&bytes).unwrap().batch.unwrap()
     }
 
+    #[test]
+    fn what_is_taken_leaves_no_room_behind() {
+        let mut indexes = Indexes::new(0, IndexState::EMPTY);
+        for at in 0..100u64 {
+            indexes.append(at * 5000, &batch(at as i64, 10, at as i64));
+        }
+        let waiting = indexes.waiting();
+        let taken = indexes.take();
+        assert!(waiting > 100 && indexes.waiting() == 0);
+        assert_eq!(taken.offsets.1.len() / 8 + taken.times.1.len() / 12, waiting);
+        assert_eq!((indexes.offsets.capacity(), indexes.times.capacity()), (0, 0));
+        indexes.put_back(&taken);
+        assert_eq!(indexes.waiting(), waiting);
+    }
+
     proptest! {
         /// What `kafka-dump-log` checks: every offset entry names the last offset of the batch at
         /// its position; time entries go up, and name the batch that has that timestamp.
