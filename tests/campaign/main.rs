@@ -33,8 +33,10 @@ use tally::Tally;
 /// log that forgot, in a restart, that its first batch may begin below it; files of a deleted topic
 /// that a power loss brought back; what was known of a deleted log held against its successor; a
 /// checker that missed records where the source has none, before an empty segment and at its end.
-const FOUND: &[u64] =
-    &[1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076];
+const FOUND: &[u64] = &[
+    1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076, 40085,
+    40132,
+];
 
 /// How long the plain command runs.
 const SECONDS: u64 = 60;

@@ -155,7 +155,6 @@ fn check_copies(
         let missing = compared.next < limit;
         if missing && !(compared.bytes == 0 && limit == status.log_start || behind_gap) {
             let end = compared.end;
-            eprintln!("XX {:?}", world.models[&key].before.len()); for b in log.batches_from(end - 5).take(5) { eprintln!("XX {} {}", b.base_offset, b.next_offset); }
             return Err(format!("{key}: the copy ends at {end}, not {limit} ({status:?})"));
         }
         world.tally.bytes += compared.bytes;
