@@ -66,7 +66,8 @@ pub struct Compared {
 
 impl Compared {
     fn before_what_follows_in(self, log: &PartitionLog) -> Compared {
-        let following = log.batches_from(self.end).next();
+        // The source may have deleted what comes first, not what comes then.
+        let following = log.batches_from(self.end.max(log.log_start())).next();
         let next = following.map_or(log.end_offset(), |batch| batch.base_offset);
         Compared { next: self.end.max(next), ..self }
     }
