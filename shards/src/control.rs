@@ -73,8 +73,9 @@ pub enum Command {
         /// The whole picture.
         view: Arc<ClusterView>,
     },
-    /// Stop fetching. Answered when nothing more will be appended and, for a whole link, every
-    /// socket to the source is closed.
+    /// Stop fetching, at once: a later [`Command::Resume`] undoes it, whether or not this was
+    /// answered. Answered when nothing more will be appended and, for a whole link, every socket
+    /// to the source that was open is closed.
     Pause {
         /// Which link.
         link: Arc<str>,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use net::rate_limit::RateLimit;
-use ring::{Share, Task};
+use ring::{ClosingSocket, Share, Task};
 use storage::verify::Verifier;
 use tokio::sync::mpsc;
 
@@ -246,22 +246,21 @@ impl Link {
         }
     }
 
-    /// Stops everything that talks to the source, and returns when its sockets are closed.
-    pub async fn pause(&self) {
+    /// Stops everything that talks to the source, and returns its sockets, which are closing.
+    pub fn pause(&self) -> Vec<ClosingSocket> {
         self.paused.set(true);
         for partition in self.partitions() {
             self.detach(&partition);
         }
         let pools = std::mem::take(&mut *self.brokers.borrow_mut());
-        let sockets: Vec<_> = pools
+        let mut sockets: Vec<_> = pools
             .values()
             .flat_map(|pool| pool.fetchers.values())
             .filter_map(|(shared, _)| shared.socket.take())
             .collect();
         drop(pools); // and with them the tasks: each drops its connection
-        for socket in sockets.into_iter().chain(self.repairs.stop()) {
-            socket.closed().await;
-        }
+        sockets.extend(self.repairs.stop());
+        sockets
     }
 
     pub fn resume(self: &Rc<Self>) {

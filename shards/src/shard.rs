@@ -11,13 +11,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 
-use ring::{Share, Task, spawn};
+use ring::{ClosingSocket, Share, Task, spawn};
 use storage::log::LogState;
 use storage::names::LogId;
 use storage::store::{Store, StoreConfig};
 use storage::verify::Verifier;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::budget::Budget;
 use crate::control::{Command, Event, LinkSettings, Mode, PartitionKey, ShardConfig};
@@ -202,7 +202,15 @@ impl Shard {
                 spawn(Share::Background, self.assign(partitions, reply)).detach();
             }
             Command::Pause { link, topics, reply } => {
-                spawn(Share::Background, self.pause(link, topics, reply)).detach();
+                // At once: a resume that follows is not to be overtaken.
+                let closing = self.pause(&link, topics.as_deref());
+                let closed = async move {
+                    for socket in closing {
+                        socket.closed().await;
+                    }
+                    let _ = reply.send(());
+                };
+                spawn(Share::Background, closed).detach();
             }
             Command::Seal { link, topics, reply } => {
                 spawn(Share::Background, self.seal(link, topics, reply)).detach();
@@ -270,27 +278,17 @@ impl Shard {
         }
     }
 
-    async fn pause(
-        self: Rc<Self>,
-        link: Arc<str>,
-        topics: Option<Vec<Arc<str>>>,
-        reply: oneshot::Sender<()>,
-    ) {
-        match &topics {
-            None => {
-                if let Some(link) = self.link(&link) {
-                    link.pause().await;
-                }
-            }
-            Some(_) => {
-                for partition in self.of_topics(&link, topics.as_deref()) {
-                    if matches!(partition.mode(), Mode::Replicate | Mode::Held { .. }) {
-                        self.set_mode(&partition, Mode::Paused);
-                    }
-                }
+    /// Returns the sockets that are closing.
+    fn pause(&self, name: &Arc<str>, topics: Option<&[Arc<str>]>) -> Vec<ClosingSocket> {
+        if topics.is_none() {
+            return self.link(name).map(|link| link.pause()).unwrap_or_default();
+        }
+        for partition in self.of_topics(name, topics) {
+            if matches!(partition.mode(), Mode::Replicate | Mode::Held { .. }) {
+                self.set_mode(&partition, Mode::Paused);
             }
         }
-        let _ = reply.send(());
+        Vec::new()
     }
 
     fn resume(self: &Rc<Self>, name: &Arc<str>, topics: Option<&[Arc<str>]>) {
@@ -351,7 +349,9 @@ impl Shard {
         self.reopened.take();
         let links: Vec<_> = self.links.borrow().values().cloned().collect();
         for link in links {
-            link.pause().await;
+            for socket in link.pause() {
+                socket.closed().await;
+            }
         }
         self.store.close().await;
         // Links point back here: without this the shard, and the lock on its directories, leaks.

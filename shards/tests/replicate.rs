@@ -153,6 +153,25 @@ fn a_paused_link_has_no_socket_open() {
 }
 
 #[test]
+fn what_is_resumed_after_a_pause_that_nobody_waited_for_goes_on() {
+    let orders = topic("orders", 4, 50);
+    let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
+    let mut rig = Rig::new(source, &[&orders], settings());
+    rig.until_caught_up();
+    for topics in [None, Some(vec!["orders".into()])] {
+        for _ in 0..20 {
+            let (reply, _) = tokio::sync::oneshot::channel();
+            rig.tell(Command::Pause { link: LINK.into(), topics: topics.clone(), reply });
+            rig.tell(Command::Resume { link: LINK.into(), topics: topics.clone() });
+        }
+        rig.source.cluster().append("orders", 1, 10).expect("appends");
+        rig.until_caught_up();
+    }
+    rig.stop();
+    rig.assert_equal();
+}
+
+#[test]
 fn a_source_that_lost_records_is_found_and_cut_only_when_allowed() {
     let orders = topic("orders", 2, 100);
     let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");
