@@ -17,7 +17,7 @@ use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
 use crate::names::{EPOCHS_FILE, Kind, LogId, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;
-use crate::recovery::{Corrupt, Found, Recovery, Scan, Scanned, Step, Verdict};
+use crate::recovery::{Corrupt, Found, Recovery, Scan, Scanned, Step, Stopped, Verdict};
 use crate::scan::{FoundBatch, scan};
 use crate::seal::{Ends, SealBuilder};
 use crate::segment::Segment;
@@ -172,9 +172,15 @@ impl Loading<'_> {
         let last_batch = &mut self.last_batch;
         let mut epoch = wanted.from.epoch;
         let path = self.files.path(Kind::Log, base);
-        let scanned = scan(&path, &wanted.from, wanted.to_bytes, |found: &FoundBatch| {
+        let mut displaced = false;
+        let mut scanned = scan(&path, &wanted.from, wanted.to_bytes, |found: &FoundBatch| {
             let FoundBatch { batch, position, file_crc } = found;
             if batch.last_offset >= until {
+                return false;
+            }
+            let bytes = *position..*position + u64::from(batch.bytes);
+            displaced = wanted.is_contradicted(&bytes, batch.next_offset());
+            if displaced {
                 return false;
             }
             if whole {
@@ -192,6 +198,9 @@ impl Loading<'_> {
             true
         })
         .await;
+        if displaced {
+            scanned.stopped = Stopped::Displaced;
+        }
         self.scanned_bytes += scanned.place.bytes - wanted.from.place.bytes;
         // The files may hold entries for what is scanned again, or for what is no more.
         let sizes = wanted.from.index.file_bytes();

@@ -54,6 +54,20 @@ pub struct Scan {
     pub from: Replay,
     /// To here: the seal's or the file's end.
     pub to_bytes: u64,
+    /// Bytes of the segment at which a batch ends, and the offset behind it, where written down.
+    pub known: [Option<(u64, i64)>; 2],
+}
+
+impl Scan {
+    /// Whether a batch at these bytes, and the offset behind it, is at odds with what is known.
+    /// No checksum covers a base offset: turned upwards it passes for a gap, and the records
+    /// behind it would never be asked for.
+    pub fn is_contradicted(&self, bytes: &Range<u64>, next_offset: i64) -> bool {
+        self.known.iter().flatten().any(|&(end, offset)| match bytes.end == end {
+            true => next_offset != offset,
+            false => bytes.start < end && end < bytes.end,
+        })
+    }
 }
 
 /// Why a scan stopped.
@@ -65,6 +79,8 @@ pub enum Stopped {
     Zeros,
     /// At bytes that are no batch.
     Bad(AppendError),
+    /// Before a batch that is at odds with what was written down of its place.
+    Displaced,
     /// At bytes the device does not give.
     Unreadable(String),
 }
@@ -182,7 +198,7 @@ impl Recovery {
         let next = self.found.segments.get(self.at + 1).map(|s| s.base);
         if let Some(next_base) = next.filter(|_| below_flushed) {
             // Its seal is gone, but what follows was flushed, so this one was finished.
-            if next_base < place.offset || matches!(scanned.stopped, Stopped::Bad(_)) {
+            if next_base < place.offset || is_bad(&scanned.stopped) {
                 return self.fail(place, place.bytes.saturating_add(1), describe(&scanned.stopped));
             }
             self.verdict.reseal.push((base, next_base));
@@ -252,7 +268,10 @@ impl Recovery {
             }
             _ => Replay::segment_start(base, None, false),
         };
-        self.pending = Some(Scan { from, to_bytes });
+        let flushed = flushed.filter(|f| f.segment == base && f.bytes > 0);
+        let flushed = flushed.map(|flushed| (flushed.bytes, flushed.offset));
+        let sealed = segment.seal.as_ref().map(|seal| (seal.bytes, seal.next_offset));
+        self.pending = Some(Scan { from, to_bytes, known: [flushed, sealed] });
     }
 
     /// Up to which byte of the segment in turn damage is not to be explained by a crash.
@@ -311,7 +330,7 @@ impl Recovery {
         if file_bytes > place.bytes {
             self.verdict.cut.push((segment.base, place.bytes));
         }
-        if matches!(stopped, Stopped::Bad(_)) {
+        if is_bad(stopped) {
             self.verdict.torn_bytes = file_bytes - place.bytes;
         }
         self.verdict.end = place;
@@ -357,11 +376,17 @@ impl Recovery {
     }
 }
 
-fn describe(stopped: &Stopped) -> String {
+fn is_bad(stopped: &Stopped) -> bool {
+    matches!(stopped, Stopped::Bad(_) | Stopped::Displaced)
+}
+
+/// In words.
+pub fn describe(stopped: &Stopped) -> String {
     match stopped {
         Stopped::End => "the file is too short".to_owned(),
         Stopped::Zeros => "zeros where batches were".to_owned(),
         Stopped::Bad(error) => error.to_string(),
+        Stopped::Displaced => "offsets have changed".to_owned(),
         Stopped::Unreadable(error) => error.clone(),
     }
 }

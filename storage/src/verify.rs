@@ -24,7 +24,7 @@ use crate::limits::{VERIFY_BUSY_PAUSE, VERIFY_BUSY_PAUSES_MAX, VERIFY_BYTES};
 use crate::log::{Log, LogState};
 use crate::names::Kind;
 use crate::position::Place;
-use crate::recovery::{Corrupt, Scanned, Stopped};
+use crate::recovery::{Corrupt, Scanned, Stopped, describe};
 use crate::scan::{FoundBatch, Scanner};
 use crate::seal::{Seal, Stride};
 use crate::work::read_small;
@@ -290,11 +290,8 @@ impl Part {
                 return damages;
             }
             let reason = match &scanned.stopped {
-                Stopped::End if whole => "offsets have changed".to_owned(),
-                Stopped::End => "the file is too short".to_owned(),
-                Stopped::Zeros => "zeros where batches were".to_owned(),
-                Stopped::Bad(error) => error.to_string(),
-                Stopped::Unreadable(error) => error.clone(),
+                Stopped::End if whole => describe(&Stopped::Displaced),
+                stopped => describe(stopped),
             };
             let offsets = before.offset..self.end.offset;
             let search = scanned.place.bytes + 1;

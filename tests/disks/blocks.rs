@@ -150,6 +150,13 @@ impl Cached {
                         left.write(*at, bytes);
                     }
                 }
+                Cut::Sectors if *at < BLOCK as u64 => {
+                    // ext4's superblock is two sectors under one checksum, and is looked at before
+                    // the journal: half a one is a file system that no mount takes.
+                    if random().is_multiple_of(2) {
+                        left.write(*at, bytes);
+                    }
+                }
                 Cut::Sectors => {
                     for (index, sector) in bytes.chunks(SECTOR).enumerate() {
                         if random().is_multiple_of(2) {

@@ -66,39 +66,55 @@ fn what_is_told_to_be_flushed_is_so_in_that_moment() {
     });
 }
 
+/// What is recovered after eight batches were flushed, the power went, and bit 3 of a byte of one
+/// of them turned over.
+fn recovered_with_a_bit_turned(seed: u64, base: i64, byte: u64) -> Recovered {
+    let mut sim = Simulation::new(seed, slow());
+    let flushed = Rc::new(Cell::new(false));
+    let executor = sim.executor(Config::small());
+    let done = Rc::clone(&flushed);
+    let task = async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &(0..8).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        assert_eq!(log.flush().await.unwrap().flushed.0.offset, 8);
+        done.set(true);
+        std::future::pending::<()>().await;
+    };
+    sim.spawn_on(executor, Share::Replicate, task).detach();
+    sim.run_until(|_| flushed.get());
+    sim.crash(executor);
+    let path = id(0).folder(Path::new("/data")).join(Kind::Log.name(0));
+    let at = (0..base).map(|base| batch(base).len() as u64).sum::<u64>() + byte;
+    sim.disk(Machine::FIRST, |disk| disk.flip_bit(&path, at, 3));
+    let last = sim.executor(Config::small());
+    sim.run_on(last, async move {
+        let store = simulated_store().await;
+        let (_, recovered) = open(&store, settings()).await;
+        store.close().await;
+        recovered
+    })
+}
+
 /// An explicit flush returns only when the checkpoint that says so is on the device, too: damage
 /// found after that is damage, and not the torn end of a write.
 #[test]
 fn after_a_flush_bad_bytes_are_damage_and_never_cut() {
     for_seeds(1, 30, |seed| {
-        let mut sim = Simulation::new(seed, slow());
-        let flushed = Rc::new(Cell::new(false));
-        let executor = sim.executor(Config::small());
-        let done = Rc::clone(&flushed);
-        let task = async move {
-            let store = simulated_store().await;
-            let (log, _) = open(&store, settings()).await;
-            respond(&log, &(0..8).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
-            assert_eq!(log.flush().await.unwrap().flushed.0.offset, 8);
-            done.set(true);
-            std::future::pending::<()>().await;
-        };
-        sim.spawn_on(executor, Share::Replicate, task).detach();
-        sim.run_until(|_| flushed.get());
-        sim.crash(executor);
-        let path = id(0).folder(Path::new("/data")).join(Kind::Log.name(0));
-        let at = (0..6).map(|base| batch(base).len() as u64).sum::<u64>() + 30;
-        sim.disk(Machine::FIRST, |disk| disk.flip_bit(&path, at, 3));
-        let last = sim.executor(Config::small());
-        sim.run_on(last, async move {
-            let store = simulated_store().await;
-            let (_, recovered) = open(&store, settings()).await;
-            let corrupt = recovered.corrupt.expect("damage below what was flushed");
-            assert_eq!(corrupt.offsets, 6..8);
-            assert_eq!(recovered.torn_bytes, 0);
-            store.close().await;
-        });
+        let recovered = recovered_with_a_bit_turned(seed, 6, 30);
+        let corrupt = recovered.corrupt.expect("damage below what was flushed");
+        assert_eq!(corrupt.offsets, 6..8);
+        assert_eq!(recovered.torn_bytes, 0);
     });
+}
+
+/// No checksum covers a base offset: the last one turned upwards would pass for a gap, and the
+/// records that went with it never be asked for.
+#[test]
+fn a_last_batch_that_ends_elsewhere_than_what_was_flushed_is_damage() {
+    let recovered = recovered_with_a_bit_turned(1, 7, 7);
+    let corrupt = recovered.corrupt.expect("the last batch begins at 15 now");
+    assert_eq!((corrupt.offsets, &*corrupt.reason), (7..8, "offsets have changed"));
 }
 
 #[derive(Clone, Debug)]
