@@ -151,7 +151,8 @@ pub struct Checker {
     position: u64,
     head: [u8; HEADER_BYTES],
     head_bytes: usize,
-    /// Apart: most logs are between two batches most of the time.
+    /// Of a batch that goes on in the next piece. Apart: most logs are between two batches most of
+    /// the time.
     body: Option<Box<Body>>,
     /// CRC-32C over all bytes of the magic 0 or 1 message that ended last.
     legacy_file_crc: u32,
@@ -263,7 +264,8 @@ impl Checker {
     /// Takes bytes until a batch ends or the piece does. Call again with the rest.
     pub fn feed(&mut self, piece: &[u8]) -> Result<Fed, AppendError> {
         let mut consumed = 0;
-        while self.body.is_none() {
+        let mut begun = self.body.take().map(|body| *body);
+        while begun.is_none() {
             let wanted = self.head_wanted() - self.head_bytes;
             let taken = wanted.min(piece.len() - consumed);
             self.head[self.head_bytes..self.head_bytes + taken]
@@ -273,17 +275,18 @@ impl Checker {
             if taken < wanted {
                 return Ok(Fed { consumed, batch: None });
             }
-            self.read_head()?;
+            begun = self.read_head()?;
         }
-        let body = self.body.as_mut().expect("the loop ended with a body");
+        let mut body = begun.expect("the loop ended with a body");
         let rest = &piece[consumed..];
         let taken = rest.len().min((body.batch.bytes - body.seen) as usize);
         body.take(&rest[..taken]);
         consumed += taken;
         if body.seen < body.batch.bytes {
+            self.body = Some(Box::new(body));
             return Ok(Fed { consumed, batch: None });
         }
-        let batch = self.finish()?;
+        let batch = self.finish(body)?;
         Ok(Fed { consumed, batch: Some(batch) })
     }
 
@@ -299,7 +302,7 @@ impl Checker {
     }
 
     /// One step of the head is complete: judge it, and begin the body after the last step.
-    fn read_head(&mut self) -> Result<(), AppendError> {
+    fn read_head(&self) -> Result<Option<Body>, AppendError> {
         let base_offset = i64::from_be_bytes(self.head[..8].try_into().expect("eight bytes"));
         let length = i32::from_be_bytes(self.head[8..12].try_into().expect("four bytes"));
         let position = self.position;
@@ -330,11 +333,11 @@ impl Checker {
                     return Err(AppendError::BadLength { position, length });
                 }
             }
-            HEADER_BYTES => self.body = Some(Box::new(self.begin_batch()?)),
-            LEGACY_HEADER_BYTES => self.body = Some(Box::new(self.begin_legacy()?)),
+            HEADER_BYTES => return self.begin_batch().map(Some),
+            LEGACY_HEADER_BYTES => return self.begin_legacy().map(Some),
             other => unreachable!("no step of the head ends at {other} bytes"),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn begin_batch(&self) -> Result<Body, AppendError> {
@@ -431,8 +434,7 @@ impl Checker {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<Batch, AppendError> {
-        let body = *self.body.take().expect("a body has ended");
+    fn finish(&mut self, body: Body) -> Result<Batch, AppendError> {
         self.head_bytes = 0;
         let mut batch = body.batch;
         let computed = match body.crc {
