@@ -139,10 +139,11 @@ pub enum Epochs {
 ///
 /// `asked` is the epoch we asked for and `our_end` where that epoch ends here; `theirs` is
 /// the source's answer: the largest epoch it has at or below ours, and where that one ends (both
-/// −1: it knows none). `our_end_of` says where an epoch ends in our log.
+/// −1: it knows none). `our_end_of` says where an epoch ends in our log, which begins at
+/// `our_start`.
 pub fn judge_epochs(
     asked: i32,
-    our_end: i64,
+    (our_start, our_end): (i64, i64),
     theirs: (i32, i64),
     our_end_of: impl Fn(i32) -> Option<(i32, i64)>,
 ) -> Epochs {
@@ -165,7 +166,8 @@ pub fn judge_epochs(
         Some((ours, our_older_end)) => {
             Epochs::Older { epoch: ours, common_end: end.min(our_older_end) }
         }
-        None => Epochs::Diverged { common_end: 0 },
+        // All we have is of epochs that it never had.
+        None => Epochs::Diverged { common_end: end.min(our_start) },
     }
 }
 
@@ -263,19 +265,26 @@ mod tests {
     #[test]
     fn a_source_that_lost_our_tail_is_found() {
         let none = |_| None;
-        assert_eq!(judge_epochs(5, 100, (5, 100), none), Epochs::Agree);
-        assert_eq!(judge_epochs(5, 100, (5, 900), none), Epochs::Agree);
-        assert_eq!(judge_epochs(5, 100, (5, 80), none), Epochs::Diverged { common_end: 80 });
-        assert_eq!(judge_epochs(5, 100, (-1, -1), none), Epochs::Agree);
+        assert_eq!(judge_epochs(5, (0, 100), (5, 100), none), Epochs::Agree);
+        assert_eq!(judge_epochs(5, (0, 100), (5, 900), none), Epochs::Agree);
+        assert_eq!(judge_epochs(5, (0, 100), (5, 80), none), Epochs::Diverged { common_end: 80 });
+        assert_eq!(judge_epochs(5, (0, 100), (-1, -1), none), Epochs::Agree);
     }
 
     #[test]
     fn an_epoch_the_source_never_had_ends_at_the_older_one() {
         let ours = |epoch| (epoch >= 3).then_some((3, 70));
-        assert_eq!(judge_epochs(5, 100, (3, 60), ours), Epochs::Diverged { common_end: 60 });
-        assert_eq!(judge_epochs(5, 100, (3, 90), ours), Epochs::Diverged { common_end: 70 });
+        assert_eq!(judge_epochs(5, (0, 100), (3, 60), ours), Epochs::Diverged { common_end: 60 });
+        assert_eq!(judge_epochs(5, (0, 100), (3, 90), ours), Epochs::Diverged { common_end: 70 });
+        let none = |_| None;
+        let cut = |start, end| judge_epochs(5, (start, 100), (2, end), none);
+        assert_eq!(cut(70, 90), Epochs::Diverged { common_end: 70 });
+        assert_eq!(cut(70, 60), Epochs::Diverged { common_end: 60 });
         let ours = |_| Some((2, 50));
-        assert_eq!(judge_epochs(5, 100, (4, 80), ours), Epochs::Older { epoch: 2, common_end: 50 });
+        assert_eq!(
+            judge_epochs(5, (0, 100), (4, 80), ours),
+            Epochs::Older { epoch: 2, common_end: 50 }
+        );
     }
 
     #[test]

@@ -177,7 +177,8 @@ impl Fetcher {
                         continue;
                     }
                 };
-                match judge_epochs(epoch, end, theirs, |epoch| log.end_offset_for_epoch(epoch)) {
+                let ours = (log.positions().log_start_offset, end);
+                match judge_epochs(epoch, ours, theirs, |epoch| log.end_offset_for_epoch(epoch)) {
                     Epochs::Agree => {}
                     Epochs::Diverged { common_end } => {
                         self.diverged(key, &partition, &log, common_end);
