@@ -80,6 +80,8 @@ pub enum Health {
     Unknown,
     /// It answers.
     Well {
+        /// Since when, wall clock.
+        since_ms: i64,
         /// When it last did, wall clock.
         at_ms: i64,
     },
@@ -162,7 +164,9 @@ impl Link {
                 Some("the source has not answered yet".to_owned()),
                 state.record.since_ms,
             ),
-            (LinkMode::Active, Health::Well { .. }) => decided(LinkState::Active),
+            (LinkMode::Active, Health::Well { since_ms, .. }) => {
+                (LinkState::Active, None, None, (*since_ms).max(state.record.since_ms))
+            }
         }
     }
 

@@ -300,7 +300,7 @@ impl<'a> Snapshot<'a> {
         let state = link.state.borrow();
         let (retry_at_ms, answered_at_ms) = match (&state.health, shown) {
             (Health::Ill { retry_at_ms, .. }, LinkState::Unavailable) => (Some(*retry_at_ms), None),
-            (Health::Well { at_ms }, _) => (None, Some(*at_ms)),
+            (Health::Well { at_ms, .. }, _) => (None, Some(*at_ms)),
             _ => (None, None),
         };
         // Totals need the partitions, whatever the depth of the answer.

@@ -120,7 +120,16 @@ impl Link {
         }
         let was_barred = {
             let mut state = self.state.borrow_mut();
-            state.health = Health::Well { at_ms: wall_ms() };
+            let at_ms = wall_ms();
+            let since_ms = match state.health {
+                Health::Well { since_ms, .. } => since_ms,
+                Health::Ill { .. } => {
+                    tracing::info!(link = %self.name(), "the link is ACTIVE: the source answers");
+                    at_ms
+                }
+                Health::Unknown => at_ms,
+            };
+            state.health = Health::Well { since_ms, at_ms };
             state.brokers = cluster.brokers.len();
             std::mem::take(&mut state.barred)
         };
