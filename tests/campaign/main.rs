@@ -35,7 +35,7 @@ use tally::Tally;
 /// checker that missed records where the source has none, before an empty segment and at its end.
 const FOUND: &[u64] = &[
     1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076, 40085,
-    40132, 60183, 20167,
+    40132, 60183, 20167, 20330, 20343,
 ];
 
 /// How long the plain command runs.

@@ -353,7 +353,8 @@ fn attend(world: &mut World, status: &PartitionStatus) -> Result<(), String> {
         FaultCode::SourceGap => {
             world.settings.on_source_gap = OnSourceGap::Continue;
         }
-        FaultCode::CorruptBatch | FaultCode::BadBatch if world.plan.trouble.lies => {}
+        FaultCode::CorruptBatch | FaultCode::BadBatch | FaultCode::BatchTooLarge
+            if world.plan.trouble.lies => {}
         code => return Err(format!("{}: {}: {reason}", status.key, code.name())),
     }
     let settings = world.settings.clone();
@@ -378,8 +379,8 @@ fn check_final(world: &mut World, peace: &[ShardStatus]) -> Result<(), String> {
             (false, false) => log.end_offset(),
         };
         let sealed = model.sealed.is_some();
-        let compared = world.sim.disk(Machine::FIRST, |disk| match sealed {
-            // The source may have gone its own way since.
+        let compared = world.sim.disk(Machine::FIRST, |disk| match sealed || corrupt {
+            // The source may have gone its own way since: neither of them is cut.
             true => model.compare(disk, &log, limit, false),
             false => model.compare_with(&model.segments(disk), &log, limit, false),
         });
