@@ -38,6 +38,10 @@ pub trait Driver {
     /// No more bytes will be sent on this socket, and none will be received.
     fn shutdown(&mut self, descriptor: RawFd);
 
+    /// Bytes that have arrived on a TCP connection since it stands, received or not; 0 of anything
+    /// else.
+    fn arrived_bytes(&self, descriptor: RawFd) -> u64;
+
     /// Submits what is queued, waits as told, and collects completions.
     ///
     /// # Errors

@@ -410,6 +410,10 @@ impl Executor {
         self.driver.borrow_mut().shutdown(descriptor);
     }
 
+    pub fn arrived_bytes(&self, descriptor: i32) -> u64 {
+        self.driver.borrow().arrived_bytes(descriptor)
+    }
+
     pub fn add_timer(&self, at: Instant, waker: Waker) -> TimerKey {
         self.timers.borrow_mut().add(at, waker)
     }

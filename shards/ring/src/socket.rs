@@ -114,6 +114,13 @@ impl ClosingSocket {
         }
         sleep(CLOSE_POLL).await; // the driver's turn in between submits the close
     }
+
+    /// Bytes that have arrived since it was connected, those included that nobody has received
+    /// yet; 0 once it is closed, and of what is not TCP.
+    pub fn arrived_bytes(&self) -> u64 {
+        let Some(handle) = self.handle.upgrade() else { return 0 };
+        with_current(|executor| executor.arrived_bytes(handle.number()))
+    }
 }
 
 /// Closing is rare and soon: looking now and then costs less than telling.

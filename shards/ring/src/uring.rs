@@ -320,6 +320,10 @@ impl Driver for Uring {
         system::shutdown(descriptor);
     }
 
+    fn arrived_bytes(&self, descriptor: RawFd) -> u64 {
+        system::arrived_bytes(descriptor).unwrap_or(0)
+    }
+
     fn turn(&mut self, wait: Wait, done: &mut Vec<(Token, Done)>) -> io::Result<()> {
         let rung = self.collect(done);
         let wait = if done.is_empty() && !rung { wait } else { Wait::No };

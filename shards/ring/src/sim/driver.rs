@@ -45,6 +45,10 @@ impl Driver for SimDriver {
         self.world.borrow_mut().shutdown(descriptor);
     }
 
+    fn arrived_bytes(&self, descriptor: RawFd) -> u64 {
+        self.world.borrow_mut().arrived_bytes(descriptor)
+    }
+
     /// Never waits: the simulation decides when to run whom. Completions come in any order, and
     /// some come only the next time.
     fn turn(&mut self, _wait: Wait, done: &mut Vec<(Token, Done)>) -> io::Result<()> {

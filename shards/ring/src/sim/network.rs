@@ -57,6 +57,8 @@ pub struct Side {
     pub machine: Machine,
     /// Arrived and not yet received.
     arrived: VecDeque<u8>,
+    /// All that ever arrived, in bytes.
+    arrived_bytes: u64,
     /// On the wire towards this side: when it arrives, and what.
     incoming: VecDeque<(u64, Segment)>,
     incoming_bytes: usize,
@@ -88,6 +90,7 @@ impl Side {
         Self {
             machine,
             arrived: VecDeque::new(),
+            arrived_bytes: 0,
             incoming: VecDeque::new(),
             incoming_bytes: 0,
             ended: false,
@@ -304,6 +307,7 @@ impl World {
                     if side.closed {
                         answer_reset = true;
                     } else {
+                        side.arrived_bytes += bytes.len() as u64;
                         side.arrived.extend(bytes);
                     }
                 }
@@ -332,6 +336,14 @@ impl World {
         }
         self.try_receive(end);
         self.try_send(end);
+    }
+
+    /// What has arrived on a stream so far, received or not.
+    pub fn arrived_bytes(&mut self, number: i32) -> u64 {
+        let Some(Kind::Stream(end)) = self.descriptors.get(&number).map(|d| d.kind) else {
+            return 0;
+        };
+        self.network.side(end).map_or(0, |side| side.arrived_bytes)
     }
 
     pub fn close_stream(&mut self, end: End) {

@@ -20,6 +20,24 @@ both!(a_receive_fills_two_leases_in_order, |_| async {
     assert_eq!(received.expect("the end"), 0);
 });
 
+both!(what_has_arrived_is_known_before_it_is_received, |_| async {
+    let (ours, theirs) = pair().await;
+    let watch = ours.watch_close();
+    assert_eq!(watch.arrived_bytes(), 0);
+    for bytes in [20_000, 40_000] {
+        let piece = lease(20_000, Class::Records).await.freeze(20_000).0;
+        theirs.send_all(smallvec![piece]).await.expect("sends");
+        while watch.arrived_bytes() < bytes {
+            sleep(Duration::from_micros(100)).await;
+        }
+        assert_eq!(watch.arrived_bytes(), bytes);
+    }
+    receive(&ours, 40_000).await;
+    assert_eq!(watch.arrived_bytes(), 40_000, "received is arrived, too");
+    drop(ours);
+    assert_eq!(watch.arrived_bytes(), 0);
+});
+
 /// Received in one go however it dribbles in; what follows it is not waited for in company.
 async fn waits_for_all(at: Address, large: usize) {
     let (ours, theirs) = pair_at(at).await;

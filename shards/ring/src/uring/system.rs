@@ -135,6 +135,22 @@ pub fn set_low_water(socket: RawFd, bytes: usize) -> io::Result<()> {
     set_value(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
 }
 
+/// Payload bytes that have arrived on a TCP connection, those still in its buffer included:
+/// `tcpi_bytes_received` (include/uapi/linux/tcp.h; RFC 4898 `tcpEStatsAppHCThruOctetsReceived`).
+pub fn arrived_bytes(socket: RawFd) -> io::Result<u64> {
+    // The struct only ever grows at its end; libc names none of its later fields.
+    const AT: usize = 128;
+    let mut info = [0u8; AT + size_of::<u64>()];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    let pointer = info.as_mut_ptr().cast();
+    // SAFETY: writes at most `len` bytes into a live local of that size.
+    check(unsafe {
+        libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, pointer, &raw mut len)
+    })?;
+    let bytes = info[AT..].try_into().expect("8 bytes");
+    Ok(u64::from_ne_bytes(bytes))
+}
+
 fn set_option(socket: RawFd, level: i32, option: i32) -> io::Result<()> {
     set_value(socket, level, option, 1)
 }
