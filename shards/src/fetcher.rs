@@ -19,15 +19,15 @@ use std::time::Duration;
 
 use net::backoff::Backoff;
 use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
-use net::{ConnectOptions, Connection, NetError};
+use net::{Connection, NetError};
 use ring::{ClosingSocket, Instant};
 use storage::log::LogState;
 use uuid::Uuid;
 
 use crate::limits::{
-    BACKFILL_ANSWER_TARGET, CONNECT_LIMIT, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX,
-    FRUITLESS_ANSWERS_FREE, FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX,
-    REQUEST_LIMIT, TAIL_ANSWER_TARGET,
+    BACKFILL_ANSWER_TARGET, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX, FRUITLESS_ANSWERS_FREE,
+    FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX, REQUEST_LIMIT,
+    TAIL_ANSWER_TARGET,
 };
 use crate::link::Link;
 use crate::partition::Partition;
@@ -191,7 +191,7 @@ impl Fetcher {
 
     /// Connects and serves until there is nothing left to fetch (`Ok`) or the connection fails.
     async fn serve_connection(&mut self) -> Result<(), NetError> {
-        let mut connection = self.connect().await?;
+        let mut connection = self.link.connect(self.shared.broker).await?;
         self.shared.connected.set(true);
         self.shared.socket.set(Some(connection.watch_close()));
         self.session.moved();
@@ -214,30 +214,6 @@ impl Fetcher {
             self.link.wait_for_rate(self.shared.kind).await;
             self.fetch(&mut connection).await?;
         }
-    }
-
-    async fn connect(&self) -> Result<Connection, NetError> {
-        let (peer, addresses) = self.link.addresses(self.shared.broker);
-        let mut last = NetError::Connect {
-            peer,
-            source: std::io::Error::new(
-                std::io::ErrorKind::AddrNotAvailable,
-                "its address is not known",
-            ),
-        };
-        for address in addresses {
-            let options = ConnectOptions {
-                client_id: self.link.client_id().to_owned(),
-                connect_limit: CONNECT_LIMIT,
-                idle_limit: REQUEST_LIMIT,
-                ..ConnectOptions::default()
-            };
-            match Connection::connect(address, options).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
     }
 
     /// One request and its answer.

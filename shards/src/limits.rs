@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Logs opened at once, when many are assigned.
-pub const OPENS_AT_ONCE: usize = 32;
+/// Logs opened, closed or deleted at once, when a command names many.
+pub const LOGS_AT_ONCE: usize = 32;
 /// Partitions compared with the source by one request.
 pub const CHECKS_PER_REQUEST: usize = 512;
 /// How long a source may hold a fetch that finds nothing new, in milliseconds.

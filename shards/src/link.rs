@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use net::rate_limit::RateLimit;
+use net::{ConnectOptions, Connection, NetError};
 use ring::{ClosingSocket, Share, Task};
 use storage::verify::Verifier;
 use tokio::sync::mpsc;
@@ -16,7 +17,10 @@ use tokio::sync::mpsc;
 use crate::budget::{Budget, Reserved, Sharer};
 use crate::control::{ClusterView, Event, FaultCode, LinkSettings};
 use crate::fetcher::{Fetcher, FetcherShared, Kind};
-use crate::limits::{BACKFILL_BYTES, BACKLOG_BYTES, BACKLOG_SHARE_BYTES_MIN, POOL_INTERVAL};
+use crate::limits::{
+    BACKFILL_BYTES, BACKLOG_BYTES, BACKLOG_SHARE_BYTES_MIN, CONNECT_LIMIT, POOL_INTERVAL,
+    REQUEST_LIMIT,
+};
 use crate::partition::{Condition, Leader, Partition};
 use crate::pool::{Interval, Pool};
 use crate::repairing::Repairs;
@@ -181,6 +185,31 @@ impl Link {
             Some(b) => (format!("{}:{}", b.host, b.port), b.addresses.clone()),
             None => (format!("broker {broker}"), Vec::new()),
         }
+    }
+
+    /// A new connection to a broker, at whichever of its addresses answers.
+    pub async fn connect(&self, broker: i32) -> Result<Connection, NetError> {
+        let (peer, addresses) = self.addresses(broker);
+        let mut last = NetError::Connect {
+            peer,
+            source: std::io::Error::new(
+                std::io::ErrorKind::AddrNotAvailable,
+                "its address is not known",
+            ),
+        };
+        for address in addresses {
+            let options = ConnectOptions {
+                client_id: self.client_id().to_owned(),
+                connect_limit: CONNECT_LIMIT,
+                idle_limit: REQUEST_LIMIT,
+                ..ConnectOptions::default()
+            };
+            match Connection::connect(address, options).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// Gives a partition to the fetcher that should have it, if any should.

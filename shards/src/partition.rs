@@ -514,11 +514,6 @@ impl Partition {
 
     /// The damaged offsets in words, if there are any.
     pub fn damage(&self) -> Option<String> {
-        self.shown_damage().map(|shown| shown.0)
-    }
-
-    /// The damaged offsets in words, and when their repair is tried again.
-    fn shown_damage(&self) -> Option<(String, Option<i64>)> {
         let damages = self.log().filter(|log| log.is_damaged())?.damages();
         let first = damages.first()?;
         let mut reason = format!(
@@ -529,11 +524,16 @@ impl Partition {
         if damages.len() > 1 {
             reason += &format!("; and {} more ranges", damages.len() - 1);
         }
-        let note = self.repair.borrow();
-        if let Some(why) = &note.reason {
+        if let Some(why) = &self.repair.borrow().reason {
             reason += &format!("; not repaired: {why}");
         }
-        Some((reason, note.retry_at_ms.filter(|_| note.reason.is_some())))
+        Some(reason)
+    }
+
+    /// When a repair that was tried in vain is tried again.
+    fn repair_retry_at(&self) -> Option<Instant> {
+        let note = self.repair.borrow();
+        note.retry_at.filter(|_| note.reason.is_some())
     }
 
     /// Its connection has waited long for memory.
@@ -547,7 +547,8 @@ impl Partition {
         now: Instant,
         on_wall: impl Fn(Instant) -> i64,
     ) -> (PartitionState, Option<String>, Option<i64>) {
-        if let Some((reason, retry_at_ms)) = self.shown_damage() {
+        if let Some(reason) = self.damage() {
+            let retry_at_ms = self.repair_retry_at().map(on_wall);
             return (PartitionState::Corrupt, Some(reason), retry_at_ms);
         }
         match (self.log().map(|log| log.state()), self.mode()) {

@@ -16,8 +16,8 @@ use net::codes::Meaning;
 use net::fetch::{
     End, FetchLimits, FetchSession, Flow, PartitionHead, RecordSink, Take, TopicName, Wanted,
 };
-use net::{ConnectOptions, Connection, ErrorCode, NetError};
-use ring::{Class, ClosingSocket, Lease, Share, Slice, Task};
+use net::{Connection, ErrorCode, NetError};
+use ring::{Class, ClosingSocket, Instant, Lease, Share, Slice, Task};
 use storage::limits::CHUNK_BYTES_MAX;
 use storage::log::{AppendLimits, Log, LogState};
 use storage::recovery::Corrupt;
@@ -29,8 +29,7 @@ use uuid::Uuid;
 use crate::control::{Event, Mode, VerifySettings};
 use crate::fetcher::Kind;
 use crate::limits::{
-    CONNECT_LIMIT, EMPTY_REPAIR_ANSWERS_MAX, FETCH_WAIT_MS, PARTITION_BYTES_MAX, REOPENED_LOOK,
-    REQUEST_LIMIT,
+    EMPTY_REPAIR_ANSWERS_MAX, FETCH_WAIT_MS, PARTITION_BYTES_MAX, REOPENED_LOOK, REQUEST_LIMIT,
 };
 use crate::link::Link;
 use crate::partition::{Leader, Partition};
@@ -43,7 +42,7 @@ pub struct RepairNote {
     /// Why the last try ended without success.
     pub reason: Option<String>,
     /// When it is tried again; none with a reason: when something has changed.
-    pub retry_at_ms: Option<i64>,
+    pub retry_at: Option<Instant>,
 }
 
 /// A link's repairs.
@@ -123,14 +122,11 @@ async fn verify_one(shard: &Shard, partition: &Rc<Partition>, verifier: &Verifie
     let Some(log) = partition.log() else { return };
     let found = log.verify(verifier).await;
     shard.counters.damages_found.set(shard.counters.damages_found.get() + found as u64);
-    if let Some(link) = shard.link(&partition.key.link)
-        && log.is_damaged()
-    {
-        if found > 0 {
-            tell_damages(&link, partition, &log);
-        }
-        link.repairs.add(partition);
+    let Some(link) = shard.link(&partition.key.link) else { return };
+    if found > 0 {
+        tell_damages(&link, partition, &log);
     }
+    link.repairs.add_if_damaged(partition);
 }
 
 fn tell_damages(link: &Link, partition: &Partition, log: &Log) {
@@ -142,9 +138,12 @@ fn tell_damages(link: &Link, partition: &Partition, log: &Log) {
 }
 
 impl Repairs {
-    /// A partition with damage: it is repaired when its turn comes.
-    pub fn add(&self, partition: &Rc<Partition>) {
-        partition.repair.borrow_mut().retry_at_ms = Some(0);
+    /// A partition with damage is repaired when its turn comes.
+    pub fn add_if_damaged(&self, partition: &Rc<Partition>) {
+        if !partition.log().is_some_and(|log| log.is_damaged()) {
+            return;
+        }
+        partition.repair.borrow_mut().retry_at = Some(ring::now());
         self.waiting.borrow_mut().insert(partition.uid, Rc::clone(partition));
     }
 
@@ -171,10 +170,10 @@ impl Repairs {
         if self.running.borrow().as_ref().is_some_and(|running| !running.shared.done.get()) {
             return;
         }
-        let now_ms = ring::wall_ms();
+        let now = ring::now();
         let due = |partition: &&Rc<Partition>| {
-            let at_ms = partition.repair.borrow().retry_at_ms;
-            partition.mode() == Mode::Replicate && at_ms.is_some_and(|at_ms| at_ms <= now_ms)
+            let retry_at = partition.repair.borrow().retry_at;
+            partition.mode() == Mode::Replicate && retry_at.is_some_and(|at| at <= now)
         };
         let Some(partition) = self.waiting.borrow().values().find(due).cloned() else { return };
         let shared = Rc::new(Shared::default());
@@ -196,12 +195,12 @@ async fn repair(link: Rc<Link>, partition: Rc<Partition>, shared: Rc<Shared>) {
         Err(Failure::Gone(reason)) => {
             tracing::warn!(partition = %partition.key, reason, "damage is kept");
             note.reason = Some(reason);
-            note.retry_at_ms = None;
+            note.retry_at = None;
         }
         Err(Failure::Later(reason)) => {
             let pause = note.backoff.failed(ring::random());
             note.reason = Some(reason);
-            note.retry_at_ms = Some(ring::wall_ms() + pause.as_millis() as i64);
+            note.retry_at = Some(ring::now() + pause);
         }
     }
     shared.done.set(true);
@@ -276,21 +275,7 @@ async fn connect(link: &Rc<Link>, partition: &Partition) -> Result<Connection, F
     let Some(Leader { broker, .. }) = link.leader(partition) else {
         return Err(Failure::Later("the source names no leader for it".to_owned()));
     };
-    let (peer, addresses) = link.addresses(broker);
-    let mut last = format!("the address of {peer} is not known");
-    for address in addresses {
-        let options = ConnectOptions {
-            client_id: link.client_id().to_owned(),
-            connect_limit: CONNECT_LIMIT,
-            idle_limit: REQUEST_LIMIT,
-            ..ConnectOptions::default()
-        };
-        match Connection::connect(address, options).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Err(Failure::Later(last))
+    Ok(link.connect(broker).await?)
 }
 
 /// Fetches one range again and has it written.
@@ -416,7 +401,6 @@ const KIND: Kind = Kind::Backfill(0);
 struct Gathering {
     code: Option<ErrorCode>,
     high_watermark: i64,
-    log_start_offset: i64,
     pieces: Vec<Slice>,
     spare: Option<Lease>,
 }
@@ -449,7 +433,6 @@ impl RecordSink for Gathering {
     fn partition(&mut self, _key: u32, head: &PartitionHead) -> Take {
         self.code = Some(head.error_code);
         self.high_watermark = head.high_watermark;
-        self.log_start_offset = head.log_start_offset;
         match head.error_code == ErrorCode::NONE && head.records_bytes > 0 {
             true => Take::Records,
             false => Take::Skip,

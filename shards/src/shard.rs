@@ -297,9 +297,7 @@ impl Shard {
             if topics.is_some() {
                 partition.set_mode(Mode::Replicate, ring::wall_ms());
             }
-            if partition.log().is_some_and(|log| log.is_damaged()) {
-                link.repairs.add(&partition);
-            }
+            link.repairs.add_if_damaged(&partition);
             // What runs well goes on as it does; everything else begins anew.
             if partition.fetcher().is_none() || partition.condition() != Condition::Fine {
                 partition.clear(ring::wall_ms());

@@ -29,30 +29,31 @@ impl Fetcher {
                 Verdict::Refused(code) => self.refused(code),
             }
         }
-        for key in std::mem::take(&mut self.outcome.compared) {
+        let mut outcome = std::mem::take(&mut self.outcome);
+        for key in outcome.compared.drain(..) {
             self.settle_comparison(key);
         }
-        let troubles = std::mem::take(&mut self.outcome.troubles);
-        for key in std::mem::take(&mut self.outcome.moved) {
+        for key in outcome.moved.drain(..) {
             // What is about to be taken back was no progress.
             let taken_back = |(troubled, trouble): &(u32, Trouble)| {
                 *troubled == key && trouble.contradicts_itself()
             };
-            if !troubles.iter().any(taken_back) {
+            if !outcome.troubles.iter().any(taken_back) {
                 self.settle_progress(key, now_ms);
             }
         }
-        for (key, trouble) in troubles {
+        for (key, trouble) in outcome.troubles.drain(..) {
             self.settle_trouble(key, trouble);
         }
+        self.outcome = outcome;
     }
 
     /// A log may end with a gap: the high watermark says more than there are records. Then a source
     /// that was asked for everything and held the answer has none, or passes over the partition
     /// again and again though there was room.
     pub(super) fn find_bare_ends(&mut self, answer: &FetchOutcome, asked: usize, spent: Duration) {
-        for key in std::mem::take(&mut self.outcome.bare) {
-            self.below_end.entry(key).or_insert(0);
+        for key in &self.outcome.bare {
+            self.below_end.entry(*key).or_insert(0);
         }
         let good = matches!(answer.verdict, Verdict::Good | Verdict::Restarted);
         if self.below_end.is_empty() || !good || !answer.in_step || !answer.throttle.is_zero() {
@@ -61,6 +62,9 @@ impl Fetcher {
         let none = answer.records_bytes == 0 && self.outcome.troubles.is_empty();
         let held = none && spent >= HELD_ANSWER_MIN;
         let roomy = (1..asked as u64 / 2).contains(&answer.records_bytes);
+        if !held && !roomy {
+            return;
+        }
         for key in self.below_end.keys().copied().collect::<Vec<_>>() {
             let passed_over = self.below_end.get_mut(&key).expect("it is one of them");
             *passed_over += u32::from(roomy);
@@ -199,9 +203,7 @@ impl Fetcher {
             // Its disk was full, and may have room by now: nobody else would ask for it again.
             AppendError::NotHealthy if log.is_open() => self.want(key),
             AppendError::NotHealthy => {
-                if log.is_damaged() {
-                    self.link.repairs.add(&partition);
-                }
+                self.link.repairs.add_if_damaged(&partition);
                 self.let_go(key);
             }
             AppendError::BatchTooLarge { .. } => {

@@ -9,8 +9,9 @@ use storage::position::Positions;
 use tokio::sync::oneshot;
 
 use super::Shard;
+use super::opening::a_few_at_once;
 use crate::control::{Mode, PartitionKey, Refused, Sealed};
-use crate::limits::{FULL_DISK_PATIENCE, OPENS_AT_ONCE};
+use crate::limits::FULL_DISK_PATIENCE;
 
 impl Shard {
     pub(super) async fn seal(
@@ -55,15 +56,7 @@ impl Shard {
         partitions: Vec<PartitionKey>,
         reply: oneshot::Sender<()>,
     ) {
-        for some in partitions.chunks(OPENS_AT_ONCE) {
-            let closing: Vec<_> = some
-                .iter()
-                .map(|key| spawn(Share::Background, Rc::clone(&self).release_one(key.clone())))
-                .collect();
-            for task in closing {
-                task.await;
-            }
-        }
+        a_few_at_once(partitions, |key| Rc::clone(&self).release_one(key)).await;
         let _ = reply.send(());
     }
 
@@ -80,16 +73,7 @@ impl Shard {
         partitions: Vec<PartitionKey>,
         reply: oneshot::Sender<Vec<Result<(), Refused>>>,
     ) {
-        let mut answers = Vec::with_capacity(partitions.len());
-        for some in partitions.chunks(OPENS_AT_ONCE) {
-            let deleting: Vec<_> = some
-                .iter()
-                .map(|key| spawn(Share::Background, Rc::clone(&self).delete_one(key.clone())))
-                .collect();
-            for task in deleting {
-                answers.push(task.await);
-            }
-        }
+        let mut answers = a_few_at_once(partitions, |key| Rc::clone(&self).delete_one(key)).await;
         // Or a power loss would bring back what a person was told is gone.
         if !self.store.flush().await {
             let reason = || "the device failed to make the removal durable".to_owned();

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Shard;
 use crate::control::{Assign, LinkSettings, PartitionKey, Refused};
-use crate::limits::{OPENING_LOOK, OPENS_AT_ONCE};
+use crate::limits::{LOGS_AT_ONCE, OPENING_LOOK};
 use crate::partition::Partition;
 
 /// Somebody is opening a partition's log: who wants it closed or deleted waits for the end of it.
@@ -30,28 +30,33 @@ impl Drop for Opening<'_> {
     }
 }
 
+/// Does the same with many logs, a few of them at a time; what came of each, in order.
+pub(super) async fn a_few_at_once<I, T: 'static, F: Future<Output = T> + 'static>(
+    all: Vec<I>,
+    work: impl Fn(I) -> F,
+) -> Vec<T> {
+    let mut done = Vec::with_capacity(all.len());
+    let mut waiting = all.into_iter().map(work);
+    loop {
+        let running: Vec<_> =
+            waiting.by_ref().take(LOGS_AT_ONCE).map(|one| spawn(Share::Background, one)).collect();
+        if running.is_empty() {
+            return done;
+        }
+        for task in running {
+            done.push(task.await);
+        }
+    }
+}
+
 impl Shard {
     pub(super) async fn assign(
         self: Rc<Self>,
         partitions: Vec<Assign>,
         reply: oneshot::Sender<Vec<Result<(), Refused>>>,
     ) {
-        let mut answers = Vec::with_capacity(partitions.len());
-        let mut waiting = partitions.into_iter();
-        loop {
-            let some: Vec<_> = waiting.by_ref().take(OPENS_AT_ONCE).collect();
-            if some.is_empty() {
-                break;
-            }
-            let opening: Vec<_> = some
-                .into_iter()
-                .map(|assign| spawn(Share::Background, Rc::clone(&self).assign_one(assign)))
-                .collect();
-            for task in opening {
-                answers.push(task.await);
-            }
-        }
-        let _ = reply.send(answers);
+        let opening = |assign| Rc::clone(&self).assign_one(assign);
+        let _ = reply.send(a_few_at_once(partitions, opening).await);
     }
 
     async fn assign_one(self: Rc<Self>, assign: Assign) -> Result<(), Refused> {
@@ -83,9 +88,7 @@ impl Shard {
             return Err(Refused { reason });
         }
         link.add(&partition);
-        if partition.log().is_some_and(|log| log.is_damaged()) {
-            link.repairs.add(&partition);
-        }
+        link.repairs.add_if_damaged(&partition);
         Ok(())
     }
 
@@ -149,7 +152,7 @@ impl Shard {
             if !partition.reopening.borrow_mut().is_due(now, ring::random()) {
                 continue;
             }
-            if self.reopening.get() >= OPENS_AT_ONCE {
+            if self.reopening.get() >= LOGS_AT_ONCE {
                 return;
             }
             self.reopening.set(self.reopening.get() + 1);
@@ -181,9 +184,7 @@ impl Shard {
         }
         partition.reopening.borrow_mut().tried(reopened, ring::now(), ring::random());
         if self.owns(partition) {
-            if partition.log().is_some_and(|log| log.is_damaged()) {
-                link.repairs.add(partition);
-            }
+            link.repairs.add_if_damaged(partition);
             link.place(partition);
         }
     }
