@@ -201,10 +201,17 @@ fn what_cannot_be_used_is_a_clear_error() {
     assert!(said(&sealed).contains("/proc/self/task"), "{}", said(&sealed));
 
     std::fs::create_dir_all(house.path("garbled/.understudy")).expect("folder");
-    std::fs::write(house.path("garbled/.understudy/metadata.redb"), [7; 9000]).expect("file");
+    std::fs::write(house.path("garbled/.understudy/metadata.store"), [7; 9000]).expect("file");
     let garbled = run(&with_dir(&house.path("garbled")));
     assert_eq!(code(&garbled), 1);
-    assert!(said(&garbled).contains("metadata.redb"), "{}", said(&garbled));
+    assert!(said(&garbled).contains("metadata.store is damaged"), "{}", said(&garbled));
+
+    std::fs::create_dir_all(house.path("former/.understudy")).expect("folder");
+    std::fs::write(house.path("former/.understudy/metadata.redb"), [7; 9000]).expect("file");
+    let former = run(&with_dir(&house.path("former")));
+    assert_eq!(code(&former), 1);
+    assert!(said(&former).contains("an earlier version"), "{}", said(&former));
+    assert!(!house.path("former/.understudy/metadata.store").exists());
 }
 
 #[test]

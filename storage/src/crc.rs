@@ -1,7 +1,7 @@
-//! Checksums, behind three functions, so that the choice of crate is made in one place.
+//! Checksums, behind four functions, so that the choice of crate is made in one place.
 //!
 //! Kafka's magic 2 and our seals use CRC-32C (Castagnoli); the older message formats and our own
-//! checkpoints use CRC-32 (IEEE). [`combine`] joins the checksums of two neighbouring ranges, so
+//! checkpoints use CRC-32 (IEEE); the metadata store uses CRC-64/NVME. [`combine`] joins the checksums of two neighbouring ranges, so
 //! that a segment's checksum is made of its batches' checksums without reading a byte twice.
 
 use crc_fast::{CrcAlgorithm, Digest};
@@ -14,6 +14,13 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 /// The CRC-32 (IEEE) of `bytes`.
 pub fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
+}
+
+/// The CRC-64/NVME of `pieces`, one behind another.
+pub fn crc64(pieces: &[&[u8]]) -> u64 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    pieces.iter().for_each(|piece| digest.update(piece));
+    digest.finalize()
 }
 
 /// The CRC-32C of two neighbouring ranges, from the checksum of each and the length of the second.
@@ -58,7 +65,9 @@ impl Default for Crc32c {
 /// Whether the chosen implementation computes what Kafka expects on this processor: called at
 /// start, because vectorised code is chosen at run time.
 pub fn self_check() -> bool {
-    crc32c(b"123456789") == 0xE306_9283 && crc32(b"123456789") == 0xCBF4_3926
+    crc32c(b"123456789") == 0xE306_9283
+        && crc32(b"123456789") == 0xCBF4_3926
+        && crc64(&[b"1234", b"56789"]) == 0xAE8B_1486_0A79_9888
 }
 
 fn truncate(checksum: u64) -> u32 {

@@ -42,7 +42,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// The longest a written byte waits for a flush: what power loss may cost.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// The metadata store's file, beside the first data folder's checkpoints.
-const METADATA: &str = "metadata.redb";
+const METADATA: &str = "metadata.store";
 
 /// Everything that runs.
 pub struct Node {
@@ -294,22 +294,23 @@ async fn open_store(
     found: &[FoundPartition],
 ) -> Result<(Store, std::thread::JoinHandle<()>, Stored), BootError> {
     let path = dir.join(OWN_FOLDER).join(METADATA);
-    // An empty file would become a new store.
-    let there = std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
-    if !there && !found.is_empty() {
-        // Without it nobody knows which topics had failed over: fetching over those would destroy
-        // the only copy.
-        return Err(BootError::Metadata(format!(
-            "the metadata store {} is missing or empty, but {} partitions are on the disks: bring \
-             the store back, or move the partitions' folders away to begin anew",
-            path.display(),
-            found.len()
-        )));
-    }
     let wrong = |error: MetadataError| BootError::Metadata(error.to_string());
-    let backend = MetadataStore::open(&path).map_err(wrong)?;
-    let pairs = backend.load().map_err(wrong)?;
-    let stored = records::decode(pairs).map_err(|error| BootError::Metadata(error.to_string()))?;
+    // Without it nobody knows which topics had failed over: fetching over those would destroy the
+    // only copy.
+    let backend = match found.is_empty() {
+        true => MetadataStore::open(&path),
+        false => MetadataStore::open_existing(&path),
+    };
+    let backend = backend.map_err(|error| match error {
+        MetadataError::Missing(_) => BootError::Metadata(format!(
+            "{error}, but there was one, and {} partitions are on the disks: bring the store back; \
+             to begin anew, move all that is in the data directories away",
+            found.len()
+        )),
+        error => wrong(error),
+    })?;
+    let stored =
+        records::decode(backend.load()).map_err(|error| BootError::Metadata(error.to_string()))?;
     let (store, thread) = Store::start(backend)?;
     Ok((store, thread, stored))
 }

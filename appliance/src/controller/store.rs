@@ -9,7 +9,7 @@ const QUEUE_MAX: usize = 64;
 
 pub use storage::metadata::Pairs;
 
-/// What keeps the records: redb in the product, memory in tests.
+/// What keeps the records: a file in the product, memory in tests.
 pub trait Backend: Send + 'static {
     /// Everything stored.
     ///
@@ -26,7 +26,7 @@ pub trait Backend: Send + 'static {
 
 impl Backend for MetadataStore {
     fn load(&mut self) -> Result<Pairs, String> {
-        MetadataStore::load(self).map_err(|error| error.to_string())
+        Ok(MetadataStore::load(self))
     }
 
     fn commit(&mut self, changes: &[Change]) -> Result<(), String> {

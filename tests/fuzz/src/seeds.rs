@@ -82,13 +82,22 @@ fn stored_records() -> Vec<u8> {
 }
 
 fn store_changes() -> Vec<Vec<u8>> {
-    let changed = |at: u32, bytes: &[u8]| [&at.to_be_bytes()[1..], &run(bytes)[..]].concat();
+    let changed = |forged: u8, at: u32, bytes: &[u8]| {
+        [&[forged], &at.to_be_bytes()[1..], &run(bytes)[..]].concat()
+    };
     vec![
-        Vec::new(),
-        changed(0, b"redb"),
-        changed(64, &[0xff; 8]),
-        changed(4096, &[1, 2, 3]),
-        changed(5000, &[]),
+        vec![0],
+        changed(0, 0, b"redb"),
+        changed(0, 8, &[2, 0, 0, 0]),
+        changed(0, 50, &[0xff]),
+        changed(0, 60, &[]),
+        changed(1, 12, &[1]),
+        changed(1, 16, &[0xff; 8]),
+        changed(1, 24, &[0, 0, 0, 0x40]),
+        changed(1, 24, &[0; 8]),
+        changed(1, 40, &[0xff; 8]),
+        changed(1, 48, b"zebra"),
+        changed(1, 1900, b"behind the records"),
     ]
 }
 

@@ -27,13 +27,15 @@ pub fn records(bytes: &[u8]) {
     }
 }
 
-/// A store file that was changed at some places: where (three bytes), and to what (a run).
-/// It opens or it does not; it never takes the process down.
+/// A store file that was changed at some places: where (three bytes), and to what (a run). The first
+/// byte says whether it gets a checksum that fits. What was written is found, or damage is; no more
+/// is allocated than the file's length allows for; and what opens can be written to.
 pub fn store(bytes: &[u8]) {
     let folder = tempfile::tempdir_in(in_memory()).expect("a temporary folder");
-    let path = folder.path().join("metadata.redb");
+    let path = folder.path().join("metadata.store");
     let mut file = STORE.clone();
     let mut input = Input::new(bytes);
+    let is_forged = input.take::<1>()[0] & 1 == 1;
     while !input.is_empty() {
         let [high, middle, low] = input.take();
         let at = u32::from_be_bytes([0, high, middle, low]) as usize;
@@ -44,14 +46,36 @@ pub fn store(bytes: &[u8]) {
             file.truncate(at);
         }
     }
-    std::fs::write(&path, file).expect("a file");
-    if let Ok(store) = MetadataStore::open(&path)
-        && let Ok(pairs) = store.load()
-    {
-        // The commit before the last is whole, too: one byte of the file says which one counts.
-        let stored = stored();
-        let shorter = (0..=stored.len()).any(|count| pairs == stored[..count]);
-        assert!(shorter, "{} records that were never stored", pairs.len());
+    if is_forged {
+        forge(&mut file);
+    }
+    std::fs::write(&path, &file).expect("a file");
+    let Ok(mut store) = memory::bounded(file.len(), || MetadataStore::open(&path)) else {
+        assert_ne!(file, *STORE, "what was written is refused");
+        return;
+    };
+    let mut pairs = store.load();
+    assert!(is_forged || pairs == stored(), "{} records that were never stored", pairs.len());
+    assert!(pairs.is_sorted_by(|one, other| one.0 < other.0));
+    let last = Change { key: "\u{10ffff}".to_owned(), value: Some(vec![7]) };
+    store.commit(std::slice::from_ref(&last)).expect("a commit");
+    drop(store);
+    pairs.retain(|(key, _)| *key != last.key);
+    pairs.push((last.key, vec![7]));
+    pairs.sort();
+    assert_eq!(MetadataStore::open(&path).expect("the same store").load(), pairs);
+}
+
+/// Gives a file the checksum of what it says it has.
+fn forge(file: &mut [u8]) {
+    let Some(length) = file.get(24..32) else { return };
+    let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
+    let Some(end) = usize::try_from(length).ok().and_then(|bytes| bytes.checked_add(40)) else {
+        return;
+    };
+    if let Some(body) = file.get(40..end) {
+        let checksum = ::storage::crc::crc64(&[&file[..32], body]);
+        file[32..40].copy_from_slice(&checksum.to_le_bytes());
     }
 }
 
@@ -64,13 +88,16 @@ fn in_memory() -> &'static Path {
 /// A store with records in it.
 static STORE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
     let folder = tempfile::tempdir_in(in_memory()).expect("a temporary folder");
-    let path = folder.path().join("metadata.redb");
-    let store = MetadataStore::open(&path).expect("a new store");
+    let path = folder.path().join("metadata.store");
+    let mut store = MetadataStore::open(&path).expect("a new store");
     for (key, value) in stored() {
         store.commit(&[Change { key, value: Some(value) }]).expect("a commit");
     }
     drop(store);
-    std::fs::read(&path).expect("the file")
+    // Little of the room that is kept for more.
+    let mut file = std::fs::read(&path).expect("the file");
+    file.truncate(2048);
+    file
 });
 
 /// In the order of their keys, in which they were committed.

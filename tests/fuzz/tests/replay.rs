@@ -15,7 +15,7 @@ const CORPORA_BYTES_MAX: u64 = 300 << 10;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    // Most panics here are caught by what is tested (redb's on garbled pages): a line each will do.
+    // A line for each panic will do.
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     let trials = fuzz::TARGETS.iter().map(|target| Trial::test(target.name, || replay(target)));
     let sizes = Trial::test("corpora_are_small", corpora_are_small);
