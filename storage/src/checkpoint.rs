@@ -158,11 +158,11 @@ struct Fixed {
     partition: i32,
     link_bytes: u32,
     topic_bytes: u32,
-    replay_snapshot: u32,
+    index_crc: [u32; 3],
     flags: u32,
 }
 
-const MAGIC: [u8; 8] = *b"USCKPT02";
+const MAGIC: [u8; 8] = *b"USCKPT03";
 const HEAD_BYTES: usize = size_of::<Head>();
 const FIXED_BYTES: usize = size_of::<Fixed>();
 /// The checksum covers everything after itself.
@@ -170,9 +170,16 @@ const CRC_COVERS_FROM: usize = 12;
 const NO_EPOCH: i32 = -1;
 /// The flag of a log of which nothing is known any more.
 const GONE: u32 = 4;
+const DOUBTFUL: u32 = 1;
+const SUSPECT: u32 = 2;
+const SNAPSHOT: u32 = 8;
 
 const _: () = assert!(HEAD_BYTES == 40);
-const _: () = assert!(FIXED_BYTES == 168);
+const _: () = assert!(FIXED_BYTES == 176);
+
+fn flag(set: bool, flag: u32) -> u32 {
+    if set { flag } else { 0 }
+}
 
 impl Checkpoint {
     /// The slot's bytes.
@@ -284,8 +291,10 @@ impl Fixed {
             partition: id.partition,
             link_bytes: id.link.len() as u32,
             topic_bytes: id.topic.len() as u32,
-            replay_snapshot: u32::from(replay.snapshot),
-            flags: u32::from(entry.doubtful) | u32::from(entry.suspect) << 1,
+            index_crc: replay.index.crc,
+            flags: flag(entry.doubtful, DOUBTFUL)
+                | flag(entry.suspect, SUSPECT)
+                | flag(replay.snapshot, SNAPSHOT),
         }
     }
 
@@ -312,6 +321,7 @@ impl Fixed {
             max_timestamp: self.max_timestamp,
             max_timestamp_offset: self.max_timestamp_offset,
             first_timestamp: self.first_timestamp,
+            crc: self.index_crc,
         };
         let epoch = |epoch| (epoch != NO_EPOCH).then_some(epoch);
         Some(Entry {
@@ -324,11 +334,11 @@ impl Fixed {
                 place,
                 index,
                 epoch: epoch(self.replay_epoch),
-                snapshot: self.replay_snapshot == 1,
+                snapshot: self.flags & SNAPSHOT != 0,
             },
             turn: self.turn,
-            doubtful: self.flags & 1 != 0,
-            suspect: self.flags & 2 != 0,
+            doubtful: self.flags & DOUBTFUL != 0,
+            suspect: self.flags & SUSPECT != 0,
         })
     }
 }
@@ -360,7 +370,12 @@ mod tests {
             .prop_map(|((segment, bytes, more), topic_id, high_watermark, epoch, snapshot)| {
                 let place = Place { segment, bytes, offset: segment + more };
                 let flushed = Place { bytes: bytes + 7, offset: place.offset + 3, ..place };
-                let index = IndexState { offset_entries: 9, max_timestamp: 7, ..IndexState::EMPTY };
+                let index = IndexState {
+                    offset_entries: 9,
+                    max_timestamp: 7,
+                    crc: [1, 2, 3],
+                    ..IndexState::EMPTY
+                };
                 Entry {
                     topic_id: topic_id.filter(|id| *id != [0; 16]),
                     log_start_offset: segment,

@@ -16,8 +16,8 @@ use zerocopy::byteorder::big_endian::{I16, I64, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::batch::Batch;
+use crate::crc::{combine, crc32c};
 use crate::limits::{INDEX_BYTES_MAX, INDEX_ENTRIES_PENDING, INDEX_INTERVAL_BYTES};
-use crate::position::Place;
 
 /// An entry of `.index`.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
@@ -78,6 +78,8 @@ pub struct IndexState {
     pub max_timestamp_offset: i64,
     /// Largest timestamp of the segment's first batch: rolling by time counts from it.
     pub first_timestamp: i64,
+    /// The CRC-32C of each of the three files, once everything pending is saved.
+    pub crc: [u32; 3],
 }
 
 impl IndexState {
@@ -91,6 +93,7 @@ impl IndexState {
         max_timestamp: -1,
         max_timestamp_offset: -1,
         first_timestamp: -1,
+        crc: [0; 3],
     };
 
     /// Bytes of the three files once everything pending is saved.
@@ -101,11 +104,18 @@ impl IndexState {
             u64::from(self.aborted_entries) * 34,
         ]
     }
+
+    /// The CRC-32C of the three files, one behind another.
+    pub fn joined_crc(&self) -> u32 {
+        let files = self.crc.into_iter().zip(self.file_bytes());
+        files.fold(0, |crc, (next, bytes)| combine(crc, next, bytes))
+    }
 }
 
 /// The indexes of a segment that is being appended to.
 pub struct Indexes {
     base: i64,
+    /// Its checksums leave out what is pending.
     state: IndexState,
     offsets: Vec<OffsetEntry>,
     times: Vec<TimeEntry>,
@@ -120,6 +130,8 @@ pub struct IndexBytes {
     pub times: (u64, Vec<u8>),
     /// For `.txnindex`.
     pub aborted: (u64, Vec<u8>),
+    /// The checksums of the files without them.
+    crc_before: [u32; 3],
 }
 
 impl Indexes {
@@ -169,7 +181,7 @@ impl Indexes {
 
     /// What they have come to.
     pub fn state(&self) -> IndexState {
-        self.state
+        IndexState { crc: self.crc(), ..self.state }
     }
 
     /// Whether so much waits in memory that it should be saved.
@@ -185,6 +197,7 @@ impl Indexes {
     /// Takes what is pending, to be appended to the files.
     pub fn take(&mut self) -> IndexBytes {
         let pending = self.pending();
+        self.state.crc = self.crc();
         // Their room goes with them: where logs are thousands, all of it is much.
         (self.offsets, self.times, self.aborted) = Default::default();
         pending
@@ -195,6 +208,7 @@ impl Indexes {
         self.offsets.splice(0..0, read_offsets(&taken.offsets.1).iter().copied());
         self.times.splice(0..0, read_times(&taken.times.1).iter().copied());
         self.aborted.splice(0..0, read_aborted(&taken.aborted.1).iter().copied());
+        self.state.crc = taken.crc_before;
     }
 
     /// What is pending.
@@ -207,7 +221,18 @@ impl Indexes {
             offsets: (offsets_end - offsets.len() as u64, offsets),
             times: (times_end - times.len() as u64, times),
             aborted: (aborted_end - aborted.len() as u64, aborted),
+            crc_before: self.state.crc,
         }
+    }
+
+    /// The checksums of the files, once everything pending is saved.
+    fn crc(&self) -> [u32; 3] {
+        let pending = [self.offsets.as_bytes(), self.times.as_bytes(), self.aborted.as_bytes()];
+        let mut crc = self.state.crc;
+        for (crc, bytes) in crc.iter_mut().zip(pending) {
+            *crc = combine(*crc, crc32c(bytes), bytes.len() as u64);
+        }
+        crc
     }
 
     fn append_time(&mut self) {
@@ -231,30 +256,6 @@ impl Indexes {
 /// Whether `offset` can be indexed in the segment at `base`: Kafka reads it as a positive i32.
 pub fn fits(base: i64, offset: i64) -> bool {
     (0..=i64::from(i32::MAX)).contains(&(offset - base))
-}
-
-/// Whether the entries of an `.index` and a `.timeindex` go up and lie before `end`.
-pub fn go_up(offsets: &[u8], times: &[u8], base: i64, end: &Place) -> bool {
-    let offset = |relative: u32| base + i64::from(relative);
-    let (mut before, mut last) = (0, None);
-    for entry in read_offsets(offsets) {
-        let (position, relative) = (u64::from(entry.position.get()), entry.relative_offset.get());
-        let up = position > before && last.is_none_or(|last| relative > last);
-        if !up || position >= end.bytes || offset(relative) >= end.offset {
-            return false;
-        }
-        (before, last) = (position, Some(relative));
-    }
-    let (mut timestamp, mut last) = (i64::MIN, None);
-    for entry in read_times(times) {
-        let (at, relative) = (entry.timestamp.get(), entry.relative_offset.get());
-        let up = at > timestamp && last.is_none_or(|last| relative > last);
-        if !up || offset(relative) >= end.offset {
-            return false;
-        }
-        (timestamp, last) = (at, Some(relative));
-    }
-    true
 }
 
 /// The entries of an `.index` file; a trailing partial entry is left out.
@@ -300,8 +301,11 @@ mod tests {
         assert!(waiting > 100 && indexes.waiting() == 0);
         assert_eq!(taken.offsets.1.len() / 8 + taken.times.1.len() / 12, waiting);
         assert_eq!((indexes.offsets.capacity(), indexes.times.capacity()), (0, 0));
+        let state = indexes.state();
         indexes.put_back(&taken);
-        assert_eq!(indexes.waiting(), waiting);
+        assert_eq!((indexes.waiting(), indexes.state()), (waiting, state));
+        assert_eq!(indexes.take().offsets, taken.offsets);
+        assert_eq!(indexes.state(), state);
     }
 
     proptest! {
@@ -335,7 +339,10 @@ mod tests {
             indexes.finish();
             indexes.finish();
             save(&mut indexes, &mut files);
-            prop_assert_eq!(indexes.state().file_bytes()[0], files[0].len() as u64);
+            let state = indexes.state();
+            prop_assert_eq!(state.file_bytes()[0], files[0].len() as u64);
+            prop_assert_eq!(state.crc, [crc32c(&files[0]), crc32c(&files[1]), 0]);
+            prop_assert_eq!(state.joined_crc(), crc32c(&files.concat()));
             let mut before = 0;
             for entry in read_offsets(&files[0]) {
                 let at = u64::from(entry.position.get());

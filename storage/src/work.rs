@@ -185,7 +185,7 @@ impl Log {
             return Ok(());
         };
         let index_bytes = index.file_bytes().map(|bytes| bytes as u32);
-        let index_crc = index_crc(|kind| self.path(kind, base)).await?;
+        let index_crc = index.joined_crc();
         let ends = Ends { base, next_offset: place.offset, next_base, index_bytes, index_crc };
         let seal = checksums.finish(prefix, ends);
         assert_eq!(seal.bytes, place.bytes);

@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Entry, Replay};
+use crate::crc::crc32c;
 use crate::epochs::Epochs;
-use crate::index;
 use crate::log::{LogError, LogSettings};
 use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE};
 use crate::position::Place;
@@ -117,23 +117,26 @@ pub(super) async fn find(
             !replay.snapshot || read_snapshot(files, replay.place.offset).await?.is_some();
         replay_usable = snapshot
             && have.iter().zip(want).all(|(have, want)| *have >= want)
-            && indexes_go_up(files, &replay).await?;
+            && indexes_match(files, &replay).await?;
     }
     Ok(Found { segments, entry, lost, replay_usable, start_offset })
 }
 
-/// Whether the indexes that appending goes on with can be right: entries go up and stay within what
-/// is there. Those of sealed segments have a checksum and are verified later.
-async fn indexes_go_up(files: &Files, replay: &Replay) -> Result<bool, LogError> {
-    let base = replay.place.segment;
-    let [offsets, times, _] = replay.index.file_bytes();
-    let read = async |kind, bytes: u64| {
-        let mut file = read_small(&files.path(kind, base)).await?.unwrap_or_default();
-        file.truncate(bytes as usize);
-        Ok::<_, LogError>(file)
-    };
-    let (offsets, times) = (read(Kind::Index, offsets).await?, read(Kind::TimeIndex, times).await?);
-    Ok(index::go_up(&offsets, &times, base, &replay.place))
+/// Whether the indexes that appending goes on with are what they were. Those of sealed segments are
+/// verified later.
+async fn indexes_match(files: &Files, replay: &Replay) -> Result<bool, LogError> {
+    let index = replay.index;
+    for ((kind, bytes), crc) in INDEXES.into_iter().zip(index.file_bytes()).zip(index.crc) {
+        if bytes > 0 {
+            let path = files.path(kind, replay.place.segment);
+            let mut file = read_small(&path).await?.unwrap_or_default();
+            file.truncate(bytes as usize);
+            if crc32c(&file) != crc {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// The epochs, if there is a good file of them.

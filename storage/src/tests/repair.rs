@@ -248,16 +248,46 @@ fn a_garbled_index_that_appending_goes_on_with_is_made_anew_at_the_start() {
     let path = dir.path().to_owned();
     closed_log(&path, &[3000; 90]);
     run(async move {
-        let index = segments(&path).last().unwrap().with_extension("index");
-        let before = fs::read(&index).unwrap();
-        assert!(before.len() >= 16);
-        fs::write(&index, vec![0xa5; before.len()]).unwrap();
+        for kind in ["index", "timeindex"] {
+            let file = segments(&path).last().unwrap().with_extension(kind);
+            let before = fs::read(&file).unwrap();
+            assert!(before.len() >= 16);
+            // Also the bits that leave its entries in order.
+            for at in 0..before.len() {
+                spoil(&file, at as u64, &[1]);
+                let store = store(&path).await;
+                let (log, recovered) = open(&store, settings()).await;
+                assert!(recovered.scanned_bytes > 0, "{kind}, byte {at}");
+                assert_eq!(log.state(), LogState::Healthy);
+                store.close().await;
+                assert_eq!(fs::read(&file).unwrap(), before, "{kind}, byte {at}");
+            }
+        }
+        format::check(&path);
+    });
+}
+
+#[test]
+fn an_index_garbled_while_appending_goes_on_is_made_anew_once_it_is_sealed() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    let origin = closed_log(&path, &[3000; 90]);
+    run(async move {
+        let file = segments(&path).last().unwrap().with_extension("index");
         let store = store(&path).await;
-        let (log, recovered) = open(&store, settings()).await;
-        assert!(recovered.scanned_bytes > 0);
-        assert_eq!(log.state(), LogState::Healthy);
+        let (log, _) = open(&store, settings()).await;
+        let before = fs::read(&file).unwrap();
+        spoil(&file, 7, &[1]);
+        for base in origin.batches.len()..130 {
+            let shape = Shape { body: 3000, epoch: 9, ..Shape::at(base as i64) };
+            respond(&log, &shape.bytes(), 5000).unwrap();
+        }
+        log.flush().await.unwrap();
+        let sealed = segments(&path).last().unwrap().with_extension("index") != file;
+        assert!(sealed && fs::read(&file).unwrap()[7] == before[7] ^ 1);
+        assert_eq!(log.verify(&Verifier::new(0)).await, 0);
+        assert_eq!(fs::read(&file).unwrap()[..before.len()], before);
         store.close().await;
-        assert_eq!(fs::read(&index).unwrap(), before);
         format::check(&path);
     });
 }
