@@ -23,6 +23,10 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::UnixListener;
 
+/// Largest body of a verb: what is to be done together is named together, ten thousand topics by
+/// names of a hundred bytes.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+
 /// What the admin socket answers from.
 pub struct Admin {
     /// Set once the shards run; everything but the version is 503 before.
@@ -88,7 +92,7 @@ impl Admin {
 
     /// Accepts for ever.
     pub async fn listen(self: Rc<Self>, listener: UnixListener) {
-        let places = Places::default();
+        let places = Places::with_bodies(BODY_BYTES_MAX);
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 // Out of descriptors: what is open is served on, new ones wait a little.

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Connections served at once.
 pub const CONNECTIONS_MAX: usize = 64;
-/// Largest request body.
+/// Largest request body, unless told otherwise.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long a request's head may take; also how long a connection may idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,9 +71,19 @@ impl Answered {
     }
 }
 
-/// Counts connections; a permit gives its place back when dropped.
-#[derive(Clone, Default)]
-pub struct Places(Rc<Cell<usize>>);
+/// Counts connections, and says how large their requests may be; a permit gives its place back when
+/// dropped.
+#[derive(Clone)]
+pub struct Places {
+    taken: Rc<Cell<usize>>,
+    body_bytes_max: usize,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Places::with_bodies(BODY_BYTES_MAX)
+    }
+}
 
 struct Place(Rc<Cell<usize>>);
 
@@ -84,12 +94,17 @@ impl Drop for Place {
 }
 
 impl Places {
+    /// For requests whose bodies have at most so many bytes.
+    pub fn with_bodies(body_bytes_max: usize) -> Self {
+        Places { taken: Rc::default(), body_bytes_max }
+    }
+
     fn take(&self) -> Option<Place> {
-        if self.0.get() >= CONNECTIONS_MAX {
+        if self.taken.get() >= CONNECTIONS_MAX {
             return None;
         }
-        self.0.set(self.0.get() + 1);
-        Some(Place(self.0.clone()))
+        self.taken.set(self.taken.get() + 1);
+        Some(Place(self.taken.clone()))
     }
 }
 
@@ -104,10 +119,11 @@ where
         tokio::task::spawn_local(turn_away(stream));
         return;
     };
+    let body_bytes_max = places.body_bytes_max;
     tokio::task::spawn_local(async move {
         let service = service_fn(move |request: Request<Incoming>| {
             let handler = handler.clone();
-            async move { Ok::<_, Infallible>(answer(request, handler).await) }
+            async move { Ok::<_, Infallible>(answer(request, body_bytes_max, handler).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -122,13 +138,17 @@ where
     });
 }
 
-async fn answer<H, F>(request: Request<Incoming>, handler: H) -> Response<Full<Bytes>>
+async fn answer<H, F>(
+    request: Request<Incoming>,
+    body_bytes_max: usize,
+    handler: H,
+) -> Response<Full<Bytes>>
 where
     H: Fn(Asked) -> F,
     F: Future<Output = Answered>,
 {
     let (head, body) = request.into_parts();
-    let whole = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect());
+    let whole = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, body_bytes_max).collect());
     let answered = match whole.await {
         Ok(Ok(body)) => {
             let path = head.uri.path().to_owned();
@@ -139,7 +159,7 @@ where
         Ok(Err(error)) => Answered::error(
             StatusCode::BAD_REQUEST,
             "bad_body",
-            format!("the body cannot be read: {error}; at most {BODY_BYTES_MAX} bytes"),
+            format!("the body cannot be read: {error}; at most {body_bytes_max} bytes"),
         ),
         Err(_) => Answered::error(
             StatusCode::BAD_REQUEST,

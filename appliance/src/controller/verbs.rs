@@ -12,6 +12,7 @@ use crate::states::{Answer, Decision, LinkMode, TopicState, Verb, decide_link, d
 use keeping::LinkChange;
 use serde::{Deserialize, Serialize};
 use shards::control::Command;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// What a person asks for.
@@ -181,6 +182,8 @@ impl Link {
         let mut todo = Vec::new();
         let mut topics = Vec::new();
         let mut refused = None;
+        // What is asked for twice is done once.
+        let mut seen = HashSet::new();
         for name in names {
             let state = self.state.borrow().topics.get(name).map(|topic| topic.record.state);
             let Some(state) = state else {
@@ -190,7 +193,7 @@ impl Link {
             };
             let answer = match decide_topic(name, state, verb, request.force) {
                 Decision::Do(answer) => {
-                    if !todo.contains(name) {
+                    if seen.insert(name) {
                         todo.push(name.clone());
                     }
                     answer

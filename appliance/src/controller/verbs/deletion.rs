@@ -1,5 +1,7 @@
 //! Deletion of topics: marked first, so that a crash stops it as little as a slow disk.
 
+use std::collections::HashSet;
+
 use super::Outcome;
 use super::keeping::LinkChange;
 use crate::controller::link::Link;
@@ -57,10 +59,9 @@ impl Link {
             let (link, topic, partition) = (&*key.link, &*key.topic, key.partition);
             tracing::error!(link, topic, partition, error, "files could not be removed");
         }
-        let gone: Vec<String> = marked
-            .into_iter()
-            .filter(|name| !failures.iter().any(|(key, _)| *key.topic == **name))
-            .collect();
+        let failed: HashSet<&str> = failures.iter().map(|(key, _)| &*key.topic).collect();
+        let gone: Vec<String> =
+            marked.into_iter().filter(|name| !failed.contains(name.as_str())).collect();
         let changes = gone.iter().map(|name| records::remove_topic(self.name(), name)).collect();
         self.shared.store.commit(changes).await?;
         let mut state = self.state.borrow_mut();
