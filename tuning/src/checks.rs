@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 const KERNEL_MIN: (u32, u32) = (6, 1);
 /// Log and its indexes, held open while a partition is being written.
 const FILES_PER_PARTITION: u64 = 4;
+/// Held open of every partition, for as long as it is there.
+const FILES_PER_IDLE_PARTITION: u64 = 1;
 /// Sockets, rings, the metadata store and the libraries'.
 const FILES_BESIDE_PARTITIONS: u64 = 1_024;
 /// `CAP_IPC_LOCK` of capability.h: memory locking is not limited.
@@ -178,12 +180,14 @@ fn open_files(limits: ProcessLimits, needs: &Needs<'_>) -> Finding {
         let what = "too few files may be open to run at all";
         return finding("open_files", Severity::Error, what, measured, change);
     }
-    if limits.open_files < wanted {
-        let room = (limits.open_files - FILES_BESIDE_PARTITIONS) / FILES_PER_PARTITION;
-        let what = format!("enough for {room} partitions; there are {}", needs.partitions);
-        return finding("open_files", Severity::Error, what, measured, change);
-    }
     let room = (limits.open_files - FILES_BESIDE_PARTITIONS) / FILES_PER_PARTITION;
+    if limits.open_files < wanted {
+        // A node that has grown past what is good must still be able to start again.
+        let idle = needs.partitions * FILES_PER_IDLE_PARTITION + FILES_BESIDE_PARTITIONS;
+        let severity = if limits.open_files < idle { Severity::Error } else { Severity::Warning };
+        let what = format!("enough for {room} partitions; there are {}", needs.partitions);
+        return finding("open_files", severity, what, measured, change);
+    }
     let what = format!("enough for {room} partitions");
     finding("open_files", Severity::Info, what, measured, "")
 }
@@ -401,6 +405,9 @@ mod tests {
         let findings = check(tree.0.path(), few, &needs(&[]));
         assert_eq!(one(&findings, "open_files").severity, Severity::Error);
         assert!(one(&findings, "open_files").what.contains("enough for 19 partitions"));
+        let idle = ProcessLimits { open_files: 1_024 + needs(&[]).partitions, ..few };
+        let findings = check(tree.0.path(), idle, &needs(&[]));
+        assert_eq!(one(&findings, "open_files").severity, Severity::Warning);
         assert_eq!(one(&findings, "locked_memory").severity, Severity::Warning);
         tree.write("proc/self/status", "Name:\tx\nCapEff:\t0000000000004000");
         let findings = check(tree.0.path(), few, &needs(&[]));
