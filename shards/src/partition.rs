@@ -230,10 +230,20 @@ impl Partition {
         *current = condition;
     }
 
-    /// Something worked: trouble is over.
+    /// Something came, or all has come: trouble is over.
     pub fn succeeded(&self, now_ms: i64) {
+        self.forget_failures();
+        self.asked_anew(now_ms);
+    }
+
+    /// The next failure is the first of its kind.
+    pub fn forget_failures(&self) {
         self.backoff.borrow_mut().succeeded();
         self.repeated.set(0);
+    }
+
+    /// It is asked for again; whether that ends the trouble is yet to be seen.
+    pub fn asked_anew(&self, now_ms: i64) {
         if !matches!(*self.condition.borrow(), Condition::Fine | Condition::Faulted { .. }) {
             self.set_condition(Condition::Fine, now_ms);
         }

@@ -154,8 +154,9 @@ impl<'a> Sink<'a> {
         if head.records_bytes == 0 {
             log.set_high_watermark(head.high_watermark);
             partition.note_lag(ring::now());
-            if !partition.is_caught_up() {
-                self.outcome.bare.push(self.key);
+            match partition.is_caught_up() {
+                true => partition.forget_failures(),
+                false => self.outcome.bare.push(self.key),
             }
             return Take::Skip;
         }

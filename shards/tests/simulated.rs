@@ -226,3 +226,22 @@ fn many_partitions_are_deleted_while_another_is_followed() {
     });
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
+
+#[test]
+fn a_batch_longer_than_any_can_be_is_asked_for_again_and_then_named_as_bad() {
+    let orders = topic("orders", 2, 20);
+    let mut world = World::new(Faults::none(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    let lie = Fault::BatchLength(i32::MAX);
+    world.cluster.inject(Target::partition("orders", 1), lie.clone(), Some(2));
+    world.cluster.append("orders", 1, 5).expect("appends");
+    world.until_caught_up(MINUTE);
+    world.cluster.inject(Target::partition("orders", 1), lie, None);
+    world.cluster.append("orders", 1, 5).expect("appends");
+    world.until("a fault", 5 * MINUTE, |status| {
+        status.partitions[1].state == PartitionState::Faulted(FaultCode::BadBatch)
+    });
+    world.cluster.clear_faults();
+    world.resume("orders");
+    world.until_caught_up(MINUTE);
+}

@@ -5,6 +5,7 @@ use super::units;
 use crate::filters::TopicFilter;
 use shards::control::{OnSourceGap, Start};
 use std::time::Duration;
+use storage::limits::BATCH_BYTES_MAX;
 use toml::de::DeValue;
 
 /// Link names are folder names and parts of URLs; topics' names follow the same rule.
@@ -69,7 +70,8 @@ pub fn read(mut link: Section<'_>) -> Option<LinkConfig> {
         }
     };
     let undo_window = link.duration("undo_window", day, Duration::ZERO..=3_650 * day);
-    let batch_bytes_max = link.size("batch_bytes_max", 16 << 20, 64 << 10..=1 << 30);
+    let batch_bytes_max =
+        link.size("batch_bytes_max", 16 << 20, 64 << 10..=u64::from(BATCH_BYTES_MAX));
     link.refuse(
         "listen",
         "this version keeps the copy but does not serve it to clients yet",

@@ -72,7 +72,7 @@ impl Fetcher {
             }
             _ => {
                 partition.set_unchecked(false);
-                partition.succeeded(ring::wall_ms());
+                partition.asked_anew(ring::wall_ms());
                 member.stage = Stage::Appending;
                 self.want(key);
             }

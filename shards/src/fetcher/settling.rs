@@ -7,6 +7,7 @@ use net::connection::FetchOutcome;
 use net::fetch::{EpochEnd, Verdict};
 use net::{ErrorCode, codes::Meaning};
 use storage::check::AppendError;
+use storage::limits::BATCH_BYTES_MAX;
 
 use super::{Fetcher, Kind};
 use crate::check::{Compared, compare};
@@ -121,9 +122,8 @@ impl Fetcher {
         member.stage = Stage::Appending;
         match compared {
             Compared::Same | Compared::Cleaned | Compared::Gone => {
-                let now_ms = ring::wall_ms();
                 partition.set_unchecked(false);
-                partition.succeeded(now_ms);
+                partition.asked_anew(ring::wall_ms());
                 // An idle partition may not be mentioned again: what was heard has to serve.
                 partition.note_lag(ring::now());
                 partition.follow_start();
@@ -206,7 +206,8 @@ impl Fetcher {
                 self.link.repairs.add_if_damaged(&partition);
                 self.let_go(key);
             }
-            AppendError::BatchTooLarge { .. } => {
+            // What is larger than any batch can be is a lie like others.
+            AppendError::BatchTooLarge { bytes, .. } if bytes <= u64::from(BATCH_BYTES_MAX) => {
                 let advice = "raise batch_bytes_max of the link, then resume";
                 self.fault(key, FaultCode::BatchTooLarge, format!("{error}; {advice}"));
             }
