@@ -22,7 +22,7 @@ impl Log {
         let waits = {
             let mut inner = self.inner.borrow_mut();
             if inner.idle() {
-                let block = || ring::try_lease(ring::BLOCK, Class::Records);
+                let block = || ring::try_lease(ring::BLOCK, Class::Control);
                 inner.active.chain.compact(block);
             }
             inner.expecting && inner.segments().any(|segment| segment.unsent() > 0)
@@ -77,7 +77,7 @@ impl Log {
                         segment.complete(flight);
                     }
                     if inner.idle() {
-                        let block = || ring::try_lease(ring::BLOCK, Class::Records);
+                        let block = || ring::try_lease(ring::BLOCK, Class::Control);
                         inner.active.chain.compact(block);
                     }
                     let moved = inner.written() != before;
