@@ -52,6 +52,22 @@ fn a_backlog_of_many_partitions_fills_a_long_link_and_lets_it_go() {
     many.until_caught_up(MINUTE);
 }
 
+/// Many connections, each of which would ask for more than its share of little memory.
+#[test]
+fn answers_are_allowed_no_more_than_is_reserved_for_them() {
+    let memory_bytes = 4 << 20;
+    let orders = TopicSpec::new("orders", 48, 32).with_batches(7, 100_000, 100);
+    let settings = LinkSettings { connections_max: 17, ..settings() };
+    let link = long_link(Duration::from_millis(100));
+    let mut world = World::new(link, &[orders], settings, memory_bytes);
+    world.until_caught_up(10 * MINUTE);
+    let peak = world.allowed_bytes_peak();
+    println!("{} connections, {peak} bytes", world.connections_peak);
+    assert!(world.connections_peak > 4, "{} connections", world.connections_peak);
+    assert!(peak > memory_bytes / 4, "{peak} bytes: too little to tell");
+    assert!(peak <= memory_bytes / 4 * 3, "{peak} bytes were asked for, reserved are fewer");
+}
+
 #[test]
 fn a_failed_log_is_opened_again_when_its_time_has_come() {
     let mut faults = Faults::none();

@@ -131,6 +131,11 @@ impl Desk {
 }
 
 impl WaitingFetch {
+    /// How many bytes the answer may have.
+    pub fn bytes_max(&self) -> i32 {
+        self.pending.bytes_max()
+    }
+
     /// How long the request wants to wait at most.
     pub fn wait_max(&self) -> Duration {
         self.pending.wait_max()

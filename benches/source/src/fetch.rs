@@ -96,6 +96,11 @@ pub(crate) fn wait(
 }
 
 impl Pending {
+    /// How many bytes the answer may have.
+    pub fn bytes_max(&self) -> i32 {
+        self.request.bytes_max
+    }
+
     /// How long the request wants to wait.
     pub fn wait_max(&self) -> Duration {
         self.request.wait_max

@@ -3,9 +3,11 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,16 @@ const PIECE_BYTES: usize = 64 << 10;
 /// How soon a broker that holds a fetch looks again.
 const LOOK: Duration = Duration::from_micros(200);
 
+/// What fetches allow their answers, from when the broker hears of them until it has answered.
+#[derive(Default)]
+pub struct Allowed {
+    bytes: Cell<usize>,
+    bytes_peak: Cell<usize>,
+}
+
+/// One fetch's part of it, given back on drop.
+struct Allowance(Rc<Allowed>, usize);
+
 /// One broker, one shard.
 pub struct World {
     pub sim: Simulation,
@@ -33,6 +45,22 @@ pub struct World {
     topics: Vec<TopicSpec>,
     /// The most connections seen.
     pub connections_peak: u32,
+    allowed: Rc<Allowed>,
+}
+
+impl Allowed {
+    fn take(allowed: &Rc<Allowed>, bytes_max: i32) -> Allowance {
+        let bytes = usize::try_from(bytes_max).expect("a limit that is not negative");
+        allowed.bytes.set(allowed.bytes.get() + bytes);
+        allowed.bytes_peak.set(allowed.bytes_peak.get().max(allowed.bytes.get()));
+        Allowance(Rc::clone(allowed), bytes)
+    }
+}
+
+impl Drop for Allowance {
+    fn drop(&mut self) {
+        self.0.bytes.set(self.0.bytes.get() - self.1);
+    }
 }
 
 pub fn settings() -> LinkSettings {
@@ -71,7 +99,8 @@ impl World {
         let machine = sim.machine();
         let memory = |arena_bytes| Config { arena_bytes, operations_max: 4096, ..Config::small() };
         let broker = sim.executor_on(machine, memory(64 << 20));
-        sim.spawn_on(broker, Share::Serve, serve(desk)).detach();
+        let allowed = Rc::new(Allowed::default());
+        sim.spawn_on(broker, Share::Serve, serve(desk, Rc::clone(&allowed))).detach();
         let boot = sim.run(async { Boot::prepare_simulated(&[DATA.into()]).await });
         sim.set_faults(faults);
         let config = ShardConfig {
@@ -93,8 +122,17 @@ impl World {
         .detach();
         let topics = topics.to_vec();
         let connections_peak = 0;
-        let mut world =
-            World { sim, cluster, settings, executor, commands, events, topics, connections_peak };
+        let mut world = World {
+            sim,
+            cluster,
+            settings,
+            executor,
+            commands,
+            events,
+            topics,
+            connections_peak,
+            allowed,
+        };
         world.tell(Command::Link { link: LINK.into(), settings: world.settings.clone() });
         world.tell_leaders();
         world.assign();
@@ -211,33 +249,40 @@ impl World {
         })
     }
 
+    /// The most bytes that all answers under way at once were allowed together.
+    pub fn allowed_bytes_peak(&self) -> usize {
+        self.allowed.bytes_peak.get()
+    }
+
     /// The machine the shard runs on.
     pub fn machine(&self) -> Machine {
         Machine::FIRST
     }
 }
 
-async fn serve(desk: Desk) {
+async fn serve(desk: Desk, allowed: Rc<Allowed>) {
     let listener = Listener::bind(&Address::Tcp(address())).expect("a free address");
     loop {
         let Ok(stream) = listener.accept().await else { continue };
-        let desk = desk.clone();
+        let (desk, allowed) = (desk.clone(), Rc::clone(&allowed));
         let answering = async move {
-            let _ = converse(&desk, &stream).await;
+            let _ = converse(&desk, &stream, &allowed).await;
         };
         ring::spawn(Share::Serve, answering).detach();
     }
 }
 
-async fn converse(desk: &Desk, stream: &Stream) -> io::Result<()> {
+async fn converse(desk: &Desk, stream: &Stream, allowed: &Rc<Allowed>) -> io::Result<()> {
     loop {
         let head = receive(stream, 4).await?;
         let length = u32::from_be_bytes(head.try_into().expect("4 bytes"));
         let request = receive(stream, length as usize).await?;
+        let mut _allowance = None;
         let answer = match desk.request(0, &request) {
             Reply::Answer(answer) => answer,
             Reply::Close => return Ok(()),
             Reply::Fetch(mut waiting) => {
+                _allowance = Some(Allowed::take(allowed, waiting.bytes_max()));
                 let until = ring::now() + waiting.wait_max();
                 loop {
                     if let Some(answer) = waiting.look(ring::now() >= until) {
