@@ -480,6 +480,7 @@ impl Link {
 
     /// Makes a new partition's log.
     pub async fn open_log(&self, partition: &Partition, start: i64) -> Result<(), String> {
-        self.shard.open_log(partition, Some(start), &self.settings()).await
+        let opened = self.shard.open_log(partition, Some(start), &self.settings()).await;
+        opened.map_err(|error| error.reason)
     }
 }

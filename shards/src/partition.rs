@@ -57,6 +57,8 @@ pub struct Partition {
     pub backfill: Cell<bool>,
     pub leader: Cell<Option<Leader>>,
     source: Cell<Source>,
+    /// Its log is there, and there was no room on the disk to open it.
+    pub unopened: Cell<bool>,
     /// What became of the last try to mend its damage.
     pub repair: RefCell<RepairNote>,
     bytes_received: Cell<u64>,
@@ -82,7 +84,7 @@ struct Source {
     caught_up_at: Option<Instant>,
 }
 
-/// When a failed log is opened again.
+/// When a log that failed, or could not be opened, is opened again.
 #[derive(Default)]
 pub struct Reopening {
     backoff: Backoff,
@@ -180,6 +182,7 @@ impl Partition {
             backfill: Cell::new(false),
             leader: Cell::new(None),
             source: Cell::default(),
+            unopened: Cell::new(false),
             repair: RefCell::default(),
             bytes_received: Cell::new(0),
             records_received: Cell::new(0),
@@ -194,10 +197,17 @@ impl Partition {
         *self.log.borrow_mut() = log;
     }
 
+    /// Whether its log failed, or could not be opened: it is tried again.
+    pub fn wants_reopening(&self) -> bool {
+        let failed = |log: Rc<Log>| matches!(log.state(), LogState::Failed(_));
+        self.unopened.get() || self.log().is_some_and(failed)
+    }
+
     /// Whether it is to be fetched now, if somebody leads it.
     pub fn wants_fetching(&self) -> bool {
         *self.mode.borrow() == Mode::Replicate
             && !self.cutting.get()
+            && !self.unopened.get()
             && matches!(*self.condition.borrow(), Condition::Fine | Condition::SourceAway { .. })
             && self
                 .log()
@@ -503,6 +513,7 @@ impl Partition {
         PartitionStatus {
             key: self.key.clone(),
             state,
+            unopened: self.unopened.get(),
             reason,
             since_ms: self.since_ms.get(),
             retry_at_ms,
@@ -573,6 +584,10 @@ impl Partition {
             (_, Mode::Sealed) => return (PartitionState::Sealed, None, None),
             (_, Mode::Held { state, reason }) => return (state, Some(reason), None),
             (_, Mode::Paused) => return (PartitionState::Paused, None, None),
+            (None, Mode::Replicate) if self.unopened.get() => {
+                let reason = "no room on the disk to open its log; it is opened when there is";
+                return (PartitionState::DiskFull, Some(reason.to_owned()), None);
+            }
             (Some(LogState::DiskFull), Mode::Replicate) => {
                 let reason = "no room on the disk; fetching goes on when there is".to_owned();
                 return (PartitionState::DiskFull, Some(reason), None);

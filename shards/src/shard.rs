@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::thread;
 
 use ring::{ClosingSocket, Share, Task, spawn};
-use storage::log::LogState;
 use storage::names::LogId;
 use storage::store::{Store, StoreConfig};
 use storage::verify::Verifier;
@@ -302,7 +301,7 @@ impl Shard {
             if partition.fetcher().is_none() || partition.condition() != Condition::Fine {
                 partition.clear(ring::wall_ms());
             }
-            if partition.log().is_some_and(|log| matches!(log.state(), LogState::Failed(_))) {
+            if partition.wants_reopening() {
                 partition.reopening.borrow_mut().hurry(ring::now());
             }
         }

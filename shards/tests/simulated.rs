@@ -3,6 +3,7 @@
 
 mod world;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ring::sim::Faults;
@@ -260,4 +261,41 @@ fn a_batch_longer_than_any_can_be_is_asked_for_again_and_then_named_as_bad() {
     world.cluster.clear_faults();
     world.resume("orders");
     world.until_caught_up(MINUTE);
+}
+
+#[test]
+fn a_log_that_a_full_disk_keeps_from_being_opened_is_opened_when_there_is_room() {
+    const SEGMENT_BYTES: u32 = 256 << 10;
+    let orders = topic("orders", 2, 20);
+    let mut world = World::new(Faults::none(), &[orders], settings(), 16 << 20);
+    let partitions = vec![world.key("orders", 0), world.key("orders", 1)];
+    let release = |reply| Command::Release { partitions: partitions.clone(), reply };
+    world.ask(release);
+    world.assign(SEGMENT_BYTES);
+    for partition in 0..2 {
+        world.cluster.append("orders", partition, 40).expect("appends");
+    }
+    world.until_caught_up(MINUTE);
+    world.ask(release);
+    // A seal that has to be made anew, for which there is no room.
+    let seals = PathBuf::from("/data/.understudy/seals/prod/orders-0");
+    world.sim.run_on(world.executor, async move {
+        let seal = ring::fs::read_dir(&seals).await.expect("seals").remove(0).name;
+        ring::fs::remove_file(seals.join(seal)).await.expect("removed");
+    });
+    let machine = world.machine();
+    world.sim.disk(machine, |disk| disk.set_capacity(0));
+    world.assign(SEGMENT_BYTES);
+    world.cluster.append("orders", 0, 5).expect("appends");
+    world.sim.run_for(MINUTE);
+    let told = world.partition("orders", 0);
+    assert_eq!((told.state, told.unopened), (PartitionState::DiskFull, true), "{told:?}");
+    assert!(told.reason.is_some_and(|reason| reason.contains("no room")));
+    assert!(!world.partition("orders", 1).unopened, "its neighbour can be read");
+    let partitions = vec![world.key("orders", 0)];
+    let deleted = world.ask(|reply| Command::Delete { partitions, reply });
+    assert!(deleted[0].is_err(), "what is not open is not said to be deleted");
+    world.sim.disk(machine, |disk| disk.set_capacity(1 << 40));
+    world.until_caught_up(MINUTE);
+    assert_eq!(world.partition("orders", 0).state, PartitionState::Active);
 }

@@ -68,7 +68,18 @@ pub(crate) async fn open(
     });
     let until = entry.filter(|entry| entry.suspect).map(|entry| entry.flushed.offset);
     let failures = volume.flush_failures();
-    let (opened, recovered) = load(&files, settings, entry, until).await?;
+    let (opened, recovered) = load(&files, settings, entry, until).await.map_err(|error| {
+        match error {
+            // What lies beside the segments could not be made anew. As after a crash, another
+            // opening does the same again.
+            LogError::Io { path, source } if is_full(&source) => {
+                tracing::warn!(path = %path.display(), "no room to open a log");
+                volume.set_full(true);
+                LogError::State(LogState::DiskFull)
+            }
+            error => error,
+        }
+    })?;
     let memory = Rc::clone(memory);
     let log = Log::new(id, claim.turn, Rc::clone(volume), memory, opened.into_inner(0));
     claim.keep();

@@ -98,6 +98,10 @@ impl Store {
     }
 
     /// Opens a partition's log, recovering it if it exists.
+    ///
+    /// # Errors
+    /// [`crate::log::LogState::DiskFull`] when there is no room for what has to be made anew for
+    /// it: nothing is lost, and it can be opened when there is.
     pub async fn open_log(
         &self,
         id: LogId,
@@ -108,6 +112,12 @@ impl Store {
         let volume = self.volumes.get(data_dir).ok_or(LogError::DataDir(data_dir))?;
         let claim = self.boot.directory(data_dir).ledger.claim(&id).ok_or(LogError::Open)?;
         open::open(id, settings, claim, volume, &self.memory).await
+    }
+
+    /// Whether the last try to take space in a data directory failed for want of it, and there is
+    /// none yet.
+    pub fn is_full(&self, data_dir: usize) -> bool {
+        self.volumes.get(data_dir).is_some_and(|volume| volume.full())
     }
 
     /// An open log.

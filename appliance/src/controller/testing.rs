@@ -221,6 +221,7 @@ impl Shard {
                 true => PartitionState::Faulted(::shards::control::FaultCode::LocalLog),
                 false => PartitionState::Active,
             },
+            unopened: false,
             reason: self.0.failed.get().then(|| "a write failed".to_owned()),
             since_ms: 0,
             retry_at_ms: None,

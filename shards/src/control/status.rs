@@ -22,6 +22,8 @@ pub struct PartitionStatus {
     pub key: PartitionKey,
     /// Its state.
     pub state: PartitionState,
+    /// Its log is there, and there is no room on the disk to open it: its positions are not known.
+    pub unopened: bool,
     /// Why, when there is something to say.
     pub reason: Option<String>,
     /// When this state began, in milliseconds since the epoch.

@@ -27,8 +27,14 @@ impl Shard {
         let flushing: Vec<_> = partitions
             .into_iter()
             .map(|partition| {
+                let shard = Rc::clone(&self);
                 spawn(Share::Replicate, async move {
                     let key = partition.key.clone();
+                    // A failover has freed the reserve of a full disk.
+                    if let Err(reason) = shard.open_if_unopened(&partition).await {
+                        let error = Some(reason);
+                        return Sealed { key, end_offset: None, last_epoch: None, error };
+                    }
                     let Some(log) = partition.log() else {
                         return Sealed { key, end_offset: None, last_epoch: None, error: None };
                     };
@@ -83,6 +89,10 @@ impl Shard {
     }
 
     async fn delete_one(self: Rc<Self>, key: PartitionKey) -> Result<(), Refused> {
+        if let Some(partition) = { self.partitions.borrow().get(&key).cloned() } {
+            let opened = self.open_if_unopened(&partition).await;
+            opened.map_err(|reason| Refused { reason })?;
+        }
         let Some(log) = self.take_out(&key).await else { return Ok(()) };
         self.existing.borrow_mut().remove(log.id());
         let deleted = log.delete().await;

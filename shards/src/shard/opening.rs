@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use ring::{Share, spawn};
-use storage::log::{Log, LogSettings, LogState};
+use storage::log::{Log, LogError, LogSettings, LogState};
 use storage::names::LogId;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -28,6 +28,14 @@ impl Drop for Opening<'_> {
     fn drop(&mut self) {
         self.0.opening.set(self.0.opening.get() - 1);
     }
+}
+
+/// Why a log is not open.
+pub struct OpenError {
+    /// For people.
+    pub reason: String,
+    /// It can be opened when there is room on its disk.
+    no_room: bool,
 }
 
 /// Does the same with many logs, a few of them at a time; what came of each, in order.
@@ -78,14 +86,21 @@ impl Shard {
         self.uids.set(self.uids.get() + 1);
         let partition = Partition::new(self.uids.get(), assign, ring::wall_ms());
         self.partitions.borrow_mut().insert(partition.key.clone(), Rc::clone(&partition));
-        let opened = self.open_log(&partition, None, &link.settings()).await;
+        let opened = match self.open_log(&partition, None, &link.settings()).await {
+            // It is opened when there is room.
+            Err(OpenError { no_room: true, .. }) => {
+                partition.unopened.set(true);
+                Ok(())
+            }
+            opened => opened,
+        };
         if !self.owns(&partition) {
             let reason = format!("{} was taken away while it was opened", partition.key);
             return Err(Refused { reason });
         }
-        if let Err(reason) = opened {
+        if let Err(error) = opened {
             self.partitions.borrow_mut().remove(&partition.key);
-            return Err(Refused { reason });
+            return Err(Refused { reason: error.reason });
         }
         link.add(&partition);
         link.repairs.add_if_damaged(&partition);
@@ -99,7 +114,7 @@ impl Shard {
         partition: &Partition,
         start: Option<i64>,
         link: &LinkSettings,
-    ) -> Result<(), String> {
+    ) -> Result<(), OpenError> {
         let assign = &partition.assign;
         let id = LogId {
             link: assign.key.link.to_string(),
@@ -110,9 +125,9 @@ impl Shard {
         if !exists && start.is_none() {
             return Ok(());
         }
-        let data_dir = self.config.boot.data_dirs().position(|dir| dir == assign.data_dir);
-        let Some(data_dir) = data_dir else {
-            return Err(format!("{} is no data directory", assign.data_dir.display()));
+        let Some(data_dir) = self.data_dir(partition) else {
+            let reason = format!("{} is no data directory", assign.data_dir.display());
+            return Err(OpenError { reason, no_room: false });
         };
         let settings = LogSettings {
             topic_id: assign.topic_id.map(Uuid::into_bytes),
@@ -130,11 +145,24 @@ impl Shard {
                     tracing::warn!(partition = %partition.key, ?recovered, "recovered");
                 }
                 self.existing.borrow_mut().insert(id);
+                partition.unopened.set(false);
                 partition.set_log(Some(log));
                 Ok(())
             }
-            Err(error) => Err(format!("{}: {error}", partition.key)),
+            Err(LogError::State(LogState::DiskFull)) => {
+                let reason = format!("{}: no room on the disk to open its log", partition.key);
+                Err(OpenError { reason, no_room: true })
+            }
+            Err(error) => {
+                let reason = format!("{}: {error}", partition.key);
+                Err(OpenError { reason, no_room: false })
+            }
         }
+    }
+
+    /// The number of a partition's data directory.
+    fn data_dir(&self, partition: &Partition) -> Option<usize> {
+        self.config.boot.data_dirs().position(|dir| dir == partition.assign.data_dir)
     }
 
     /// Whether a partition is still one of the shard's.
@@ -143,13 +171,33 @@ impl Shard {
         partitions.get(&partition.key).is_some_and(|known| Rc::ptr_eq(known, partition))
     }
 
+    /// Opens a log for which there was no room before; whoever has to have it now asks for this.
+    pub(super) async fn open_if_unopened(&self, partition: &Partition) -> Result<(), String> {
+        while partition.opening.get() > 0 {
+            ring::sleep(OPENING_LOOK).await;
+        }
+        if !partition.unopened.get() {
+            return Ok(());
+        }
+        let link = self.link(&partition.key.link);
+        let link = link.ok_or_else(|| format!("link {} is not known", partition.key.link))?;
+        let opened = self.open_log(partition, None, &link.settings()).await;
+        opened.map_err(|error| error.reason)
+    }
+
     /// Logs that failed are opened again when their time has come: what made them fail may be over.
+    /// So are those for which there was no room, once there is.
     pub(super) fn reopen_failed(self: &Rc<Self>) {
         let now = ring::now();
         for partition in self.partitions.borrow().values() {
-            let failed = |log: &Rc<Log>| matches!(log.state(), LogState::Failed(_));
-            let Some(log) = partition.log().filter(failed) else { continue };
+            if !partition.wants_reopening() {
+                continue;
+            }
             if !partition.reopening.borrow_mut().is_due(now, ring::random()) {
+                continue;
+            }
+            let full = |dir| self.store.is_full(dir);
+            if partition.unopened.get() && self.data_dir(partition).is_some_and(full) {
                 continue;
             }
             if self.reopening.get() >= LOGS_AT_ONCE {
@@ -159,21 +207,24 @@ impl Shard {
             partition.reopening.borrow_mut().running = true;
             let (shard, partition) = (Rc::clone(self), Rc::clone(partition));
             spawn(Share::Background, async move {
-                shard.reopen(&partition, log).await;
+                shard.reopen(&partition).await;
                 shard.reopening.set(shard.reopening.get() - 1);
             })
             .detach();
         }
     }
 
-    async fn reopen(&self, partition: &Rc<Partition>, failed: Rc<Log>) {
+    async fn reopen(&self, partition: &Rc<Partition>) {
         let Some(link) = self.link(&partition.key.link) else { return };
         let _opening = Opening::begin(partition);
         partition.cutting.set(true);
         link.place(partition);
         // It says why it failed; that is known. Afterwards nothing writes to its files.
-        let _ = failed.close().await;
+        if let Some(failed) = partition.log() {
+            let _ = failed.close().await;
+        }
         let reopened = self.open_log(partition, None, &link.settings()).await;
+        let reopened = reopened.map_err(|error| error.reason);
         partition.cutting.set(false);
         match &reopened {
             Ok(()) => {

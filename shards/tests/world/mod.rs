@@ -135,11 +135,12 @@ impl World {
         };
         world.tell(Command::Link { link: LINK.into(), settings: world.settings.clone() });
         world.tell_leaders();
-        world.assign();
+        world.assign(64 << 20);
         world
     }
 
-    fn assign(&mut self) {
+    /// Gives it all partitions, with segments of so many bytes.
+    pub fn assign(&mut self, segment_bytes: u32) {
         let mut partitions = Vec::new();
         for topic in &self.topics {
             for partition in 0..topic.partitions {
@@ -148,7 +149,7 @@ impl World {
                     topic_id: self.cluster.topic_id(&topic.name).ok(),
                     data_dir: PathBuf::from(DATA),
                     mode: Mode::Replicate,
-                    segment_bytes: 64 << 20,
+                    segment_bytes,
                     segment_ms: i64::MAX,
                 });
             }
