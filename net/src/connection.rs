@@ -157,8 +157,8 @@ impl Connection {
     }
 
     /// A watch on the socket's end that does not keep it open.
-    pub fn watch_close(&self) -> ring::ClosingSocket {
-        self.transport.watch_close()
+    pub fn watch(&self) -> ring::SocketWatch {
+        self.transport.watch()
     }
 
     /// What the peer serves.

@@ -43,9 +43,9 @@ impl Transport {
     }
 
     /// A watch on the socket's end that does not keep it open.
-    pub fn watch_close(&self) -> ring::ClosingSocket {
+    pub fn watch(&self) -> ring::SocketWatch {
         match self {
-            Transport::Plain(stream) => stream.watch_close(),
+            Transport::Plain(stream) => stream.watch(),
         }
     }
 

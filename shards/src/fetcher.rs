@@ -7,6 +7,7 @@
 //! A partition belongs to one fetcher at a time, by *term*. Whoever takes it away raises the term:
 //! from then on this fetcher skips its records, whatever is still in flight.
 
+mod below_end;
 mod checking;
 mod settling;
 
@@ -20,14 +21,16 @@ use std::time::Duration;
 use net::backoff::Backoff;
 use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
 use net::{Connection, NetError};
-use ring::{ClosingSocket, Instant};
+use ring::{Instant, SocketWatch};
 use storage::log::LogState;
 use uuid::Uuid;
 
+use below_end::BelowEnd;
+
 use crate::limits::{
-    BACKFILL_ANSWER_TARGET, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX, FRUITLESS_ANSWERS_FREE,
-    FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX, REQUEST_LIMIT,
-    TAIL_ANSWER_TARGET,
+    BACKFILL_ANSWER_TARGET, CARRYING_BYTES, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX,
+    FRUITLESS_ANSWERS_FREE, FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX,
+    REQUEST_LIMIT, TAIL_ANSWER_TARGET,
 };
 use crate::link::Link;
 use crate::partition::Partition;
@@ -56,10 +59,10 @@ pub struct FetcherShared {
     /// Since when it waits for memory.
     pub starved: Cell<Option<Instant>>,
     pub connected: Cell<bool>,
-    /// The open socket, to see it closed.
-    pub socket: Cell<Option<ClosingSocket>>,
-    /// Record bytes that arrived since the last look.
-    pub arrived: Cell<u64>,
+    /// The open socket, to see it closed and what arrives on it.
+    pub socket: Cell<Option<SocketWatch>>,
+    /// All that had arrived on it at the last look, in bytes.
+    arrived: Cell<u64>,
 }
 
 enum Change {
@@ -112,6 +115,19 @@ impl FetcherShared {
         }
     }
 
+    /// What arrived on its connection since the last look, in bytes.
+    pub fn arrived(&self) -> u64 {
+        let socket = self.socket.take();
+        let all = socket.as_ref().map_or(0, SocketWatch::arrived_bytes);
+        self.socket.set(socket);
+        all.saturating_sub(self.arrived.replace(all))
+    }
+
+    /// Whether, at the last look, more had arrived than it takes to begin.
+    pub fn carries(&self) -> bool {
+        self.arrived.get() >= CARRYING_BYTES
+    }
+
     async fn changed(&self) {
         poll_fn(|context| {
             if self.hurried.take() || !self.changes.borrow().is_empty() {
@@ -140,7 +156,7 @@ pub struct Fetcher {
     /// Members whose offset was out of the source's range.
     out_of_range: Vec<u32>,
     /// Members below the source's end, and how many answers passed them over.
-    below_end: BTreeMap<u32, u32>,
+    below_end: BelowEnd,
     outcome: Outcome,
     backoff: Backoff,
     /// Answers in a row that came at once and brought nothing.
@@ -162,11 +178,11 @@ impl Fetcher {
             fresh: Vec::new(),
             blocked: Vec::new(),
             out_of_range: Vec::new(),
-            below_end: BTreeMap::new(),
+            below_end: BelowEnd::default(),
             outcome: Outcome::default(),
             backoff: Backoff::new(),
             fruitless: 0,
-            size: FetchSize::new(),
+            size: FetchSize::default(),
             placement: 0,
         }
     }
@@ -177,6 +193,7 @@ impl Fetcher {
             self.hand_over();
             self.apply_changes();
             if self.by_uid.is_empty() {
+                self.forget_keys();
                 self.shared.changed().await;
                 continue;
             }
@@ -193,9 +210,9 @@ impl Fetcher {
     async fn serve_connection(&mut self) -> Result<(), NetError> {
         let mut connection = self.link.connect(self.shared.broker).await?;
         self.shared.connected.set(true);
-        self.shared.socket.set(Some(connection.watch_close()));
+        self.shared.socket.set(Some(connection.watch()));
         self.session.moved();
-        self.size = FetchSize::new();
+        self.size = FetchSize::default();
         self.start_over();
         let _sharer = self.link.share_memory();
         loop {
@@ -219,7 +236,11 @@ impl Fetcher {
     /// One request and its answer.
     async fn fetch(&mut self, connection: &mut Connection) -> Result<(), NetError> {
         self.shared.starved.set(Some(ring::now()));
-        let reserved = self.link.reserve(self.size.bytes()).await;
+        let bytes = match self.shared.kind {
+            Kind::Tail => self.size.bytes(),
+            Kind::Backfill(_) => self.size.bytes_of_many(ring::random()),
+        };
+        let reserved = self.link.reserve(bytes).await;
         self.shared.starved.set(None);
         let limits = FetchLimits {
             max_wait_ms: FETCH_WAIT_MS,
@@ -231,7 +252,7 @@ impl Fetcher {
         let begun = ring::now();
         self.outcome.clear();
         let answer = {
-            let mut sink = Sink::new(&mut self.members, &mut self.outcome, &self.shared.arrived);
+            let mut sink = Sink::new(&mut self.members, &mut self.outcome);
             connection.fetch(&mut self.session, &limits, &mut sink).await
         };
         drop(reserved);
@@ -283,6 +304,16 @@ impl Fetcher {
         }
     }
 
+    /// Nobody is left: tables that had room for thousands go.
+    fn forget_keys(&mut self) {
+        assert!(self.by_uid.is_empty(), "keys in use are not forgotten");
+        (self.members, self.free_keys) = Default::default();
+        (self.fresh, self.blocked, self.out_of_range) = Default::default();
+        self.below_end.clear();
+        self.session = FetchSession::new();
+        self.outcome = Outcome::default();
+    }
+
     /// On a fresh connection every member is asked for anew.
     fn start_over(&mut self) {
         self.fresh.clear();
@@ -328,7 +359,7 @@ impl Fetcher {
             self.session.remove(key);
             self.members[key as usize] = None;
             self.free_keys.push(key);
-            self.below_end.remove(&key);
+            self.below_end.forget(key);
             for list in [&mut self.fresh, &mut self.blocked, &mut self.out_of_range] {
                 list.retain(|other| *other != key);
             }

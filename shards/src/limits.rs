@@ -10,10 +10,11 @@ pub const CHECKS_PER_REQUEST: usize = 512;
 pub const FETCH_WAIT_MS: i32 = 500;
 /// How much one fetch may bring, in bytes: bounds what a connection holds in memory.
 pub const FETCH_BYTES_MAX: usize = 16 << 20;
-/// How much the first fetch of a connection may bring, before anything is known of the link.
-pub const FETCH_BYTES_FIRST: usize = 1 << 20;
-/// How much one fetch brings at least, when memory is short.
+/// How much one fetch brings at least, when memory is short or the link slow.
 pub const FETCH_BYTES_MIN: usize = 256 << 10;
+/// How much the first fetch of a connection may bring, before anything is known of the link: on a
+/// long one more would take seconds, in which no partition can go to another connection.
+pub const FETCH_BYTES_FIRST: usize = FETCH_BYTES_MIN;
 /// How much one fetch may bring of one partition, in bytes.
 pub const PARTITION_BYTES_MAX: i32 = 1 << 20;
 /// How long a connection attempt may take.
@@ -38,6 +39,8 @@ pub const OPENING_LOOK: Duration = Duration::from_millis(5);
 pub const BAD_BATCHES_MAX: u32 = 5;
 /// How often the pool of connections is reconsidered.
 pub const POOL_INTERVAL: Duration = Duration::from_millis(500);
+/// A connection on which less than this has arrived may have brought no records yet.
+pub const CARRYING_BYTES: u64 = 16 << 10;
 /// A partition so many bytes behind is backfill.
 pub const BACKFILL_BYTES: u64 = 8 << 20;
 /// When all partitions on the tail connection to a broker together lack so much, they are backfill,

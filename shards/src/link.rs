@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use net::rate_limit::RateLimit;
 use net::{ConnectOptions, Connection, NetError};
-use ring::{ClosingSocket, Share, Task};
+use ring::{Share, SocketWatch, Task};
 use storage::verify::Verifier;
 use tokio::sync::mpsc;
 
@@ -276,7 +276,7 @@ impl Link {
     }
 
     /// Stops everything that talks to the source, and returns its sockets, which are closing.
-    pub fn pause(&self) -> Vec<ClosingSocket> {
+    pub fn pause(&self) -> Vec<SocketWatch> {
         self.paused.set(true);
         for partition in self.partitions() {
             self.detach(&partition);
@@ -356,7 +356,7 @@ impl Link {
     pub fn adjust_pools(&self, busy: bool) {
         let most = self.settings.borrow().connections_max as usize;
         let mut changed = false;
-        let mut backfilling: HashMap<i32, usize> = HashMap::new();
+        let mut seen = self.arrivals(busy);
         let mut tail: HashMap<i32, Behind<'_>> = HashMap::new();
         let partitions = self.partitions.borrow();
         let received = partitions.values().map(|p| p.bytes()).sum::<u64>();
@@ -372,7 +372,10 @@ impl Link {
                 }
             }
             if partition.backfill.get() {
-                *backfilling.entry(fetcher.broker).or_default() += 1;
+                let seen = seen.entry(fetcher.broker).or_default();
+                seen.backfilling += 1;
+                let at_home = fetcher.kind == self.kind(fetcher.broker, partition);
+                seen.settled &= at_home && fetcher.carries();
             }
         }
         for (broker, behind) in tail {
@@ -381,29 +384,30 @@ impl Link {
             for (missing, partition) in behind.partitions {
                 if backlog || missing >= BACKFILL_BYTES {
                     partition.backfill.set(true);
-                    *backfilling.entry(broker).or_default() += 1;
+                    seen.entry(broker).or_default().backfilling += 1;
                     changed = true;
                 }
             }
         }
         for (broker, connections) in self.brokers.borrow_mut().iter_mut() {
-            let arrived: Vec<u64> = connections
-                .fetchers
-                .values()
-                .filter(|(shared, _)| shared.kind != Kind::Tail)
-                .map(|(shared, _)| shared.arrived.take())
-                .collect();
-            let seen = Interval {
-                backfilling: backfilling.remove(broker).unwrap_or(0),
-                bytes: arrived.iter().sum(),
-                carrying: arrived.iter().filter(|bytes| **bytes > 0).count(),
-                busy,
-            };
+            let seen = seen.remove(broker).unwrap_or_default();
             changed |= connections.pool.consider(&seen, most);
         }
         if changed {
             self.placement.set(self.placement.get() + 1);
         }
+    }
+
+    /// What arrived on the backfill connections since the last look, by broker.
+    fn arrivals(&self, busy: bool) -> HashMap<i32, Interval> {
+        let brokers = self.brokers.borrow();
+        let arrivals = brokers.iter().map(|(broker, connections)| {
+            let fetchers = connections.fetchers.values().map(|(shared, _)| shared);
+            let backfill = fetchers.filter(|shared| shared.kind != Kind::Tail);
+            let bytes = backfill.map(|shared| shared.arrived()).sum();
+            (*broker, Interval { backfilling: 0, bytes, settled: true, busy })
+        });
+        arrivals.collect()
     }
 
     /// Changes when a partition may belong on another connection.

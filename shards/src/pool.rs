@@ -2,12 +2,15 @@
 //!
 //! A connection carries at most a window of the transport per round trip, and idles for a round
 //! trip between two answers: the next offset is unknown until the last batch has arrived. On a
-//! long link only more connections help. How many, the link does not say: they are doubled for as
-//! long as that brings more bytes. Once it brings fewer than there are connections for, the wire
-//! is full: more of them only wait for one another, so only as many stay as those bytes need. A
-//! number that was found is tried anew now and then, from below and from above: what fewer
-//! connections carry as well, fewer carry. Partitions at their end share one connection; only
-//! those far behind get more, up to a limit, and never more than there are such partitions.
+//! long link only more connections help. How many, the link does not say: they are multiplied for
+//! as long as each brings its part. Once it brings less, the wire is full: more of them only wait
+//! for one another, so only as many stay as those bytes need. A number that was found is tried
+//! anew now and then, from below and from above: what fewer connections carry as well, fewer
+//! carry. Partitions at their end share one connection; only those far behind get more, up to a
+//! limit, and never more than there are such partitions.
+//!
+//! What counts is what reaches the sockets, not what was taken from them: where an answer takes
+//! seconds, whole answers would show nothing for seconds.
 
 use crate::limits::{FETCH_BYTES_FIRST, FETCH_BYTES_MAX, FETCH_BYTES_MIN};
 use std::time::Duration;
@@ -17,10 +20,10 @@ use std::time::Duration;
 pub struct Interval {
     /// Partitions far behind.
     pub backfilling: usize,
-    /// What arrived for them, in bytes.
+    /// What arrived on their connections, in bytes.
     pub bytes: u64,
-    /// Connections on which anything arrived.
-    pub carrying: usize,
+    /// Every partition is on the connection it belongs on, and all of these carry something.
+    pub settled: bool,
     /// The core had hardly any time left: more connections would not help it.
     pub busy: bool,
 }
@@ -37,7 +40,7 @@ pub struct Pool {
     factor: usize,
     /// What arrived since the connections settled.
     rate: Rate,
-    /// Intervals that show nothing yet: sessions begin, windows open.
+    /// For how long at most the intervals show nothing yet: sessions begin, windows open.
     settling: u32,
     /// Intervals before another number is tried, and how many after the next try in vain.
     wait: u32,
@@ -49,22 +52,26 @@ pub struct Pool {
 struct Trial {
     from: usize,
     bytes: u64,
+    /// So many are known to be too few.
+    few: usize,
 }
 
-/// The mean of the last few intervals. Answers are large and long under way: a single interval
-/// shows now more of them, now fewer.
+/// The mean of the last few intervals. A window that opens once per round trip, and the pauses
+/// between answers, show in a single interval now more, now less.
 #[derive(Debug, Default)]
 struct Rate {
-    last: [u64; JUDGED],
+    last: [u64; REMEMBERED],
     intervals: usize,
 }
 
 /// Two connections fill each other's gaps on a short link.
 const LEAST: usize = 2;
-const SETTLING: u32 = 10;
-const SETTLED: u32 = 1;
-/// Intervals that are judged together.
-const JUDGED: usize = 4;
+const SETTLING_MAX: u32 = 20;
+/// Intervals that are judged together, at least and at most.
+const JUDGED: usize = 6;
+const REMEMBERED: usize = 16;
+/// So many show that every connection brings its part.
+const JUDGED_SOON: usize = 2;
 const PATIENCE_MIN: u32 = 20;
 const PATIENCE_MAX: u32 = 600;
 
@@ -84,19 +91,20 @@ impl Pool {
             *self = Pool { patience: PATIENCE_MIN, factor: 2, ..Pool::default() };
             self.set(if before == 0 { most.min(LEAST) } else { most });
         } else if self.settling > 0 {
-            // New connections get their partitions between two answers of the old ones. What they
-            // bring shows when all of them carry something, which may never be.
-            self.settling -= 1;
-            if seen.carrying >= before {
-                self.settling = self.settling.min(SETTLED);
-            }
+            // Partitions come to new connections between two answers of the old ones. Some may
+            // never come: a broker need not take every call.
+            self.settling = if seen.settled { 0 } else { self.settling - 1 };
         } else {
             self.rate.add(seen.bytes);
             match self.trial {
                 Some(trial) if trial.from < before => self.judge_growth(trial),
                 Some(trial) => self.judge_shrinking(trial, most),
-                None if self.wait > 0 => self.wait -= 1,
-                None => {}
+                None if self.rate.has_fallen() => {
+                    // Another way to the source, or others on it: what was found holds no more.
+                    self.rate = Rate::default();
+                    (self.wait, self.down, self.patience) = (0, false, PATIENCE_MIN);
+                }
+                None => self.wait = self.wait.saturating_sub(1),
             }
             if self.trial.is_none() && self.wait == 0 && self.settling == 0 {
                 self.try_another(most, seen.busy);
@@ -108,28 +116,28 @@ impl Pool {
     /// Tries more connections, or fewer.
     fn try_another(&mut self, most: usize, busy: bool) {
         let from = self.connections;
-        let trial = Trial { from, bytes: self.rate.mean() };
+        let trial = Trial { from, bytes: self.rate.mean(), few: 0 };
         if self.down && from > LEAST {
             if self.rate.is_known() {
                 self.trial = Some(trial);
-                self.set(fewer(from));
+                self.set(from - (from / 8).max(1));
             }
         } else if from >= most {
             self.in_vain(true);
-        } else if !busy {
+        } else if !busy && self.rate.intervals >= JUDGED_SOON {
             self.trial = Some(trial);
             self.set((from * self.factor).min(most));
         }
     }
 
-    /// Whether more connections were worth it: a tenth more bytes is. What a full wire leaves idle
-    /// goes again.
+    /// Whether more connections were worth it. What a full wire leaves idle goes again.
     fn judge_growth(&mut self, trial: Trial) {
         let (seen, now) = (u128::from(self.rate.mean()), self.connections as u128);
         let (was, from) = (u128::from(trial.bytes), trial.from as u128);
         // Every connection brought nearly its part: the end is far.
         let far = seen * from * 100 >= was * now * 85;
-        if !far && !self.rate.is_known() {
+        let judged = if far { JUDGED_SOON } else { JUDGED };
+        if self.rate.intervals < judged {
             return;
         }
         self.trial = None;
@@ -140,32 +148,40 @@ impl Pool {
         self.patience = PATIENCE_MIN;
         self.factor = if far { 4 } else { 2 };
         // So many carry as much, and a quarter more.
-        let enough = (from * seen * 5).div_ceil((was * 4).max(1));
+        let few = (from * seen).div_ceil(was.max(1));
+        let enough = (few * 5).div_ceil(4);
         if !far && enough < now {
-            self.trial = Some(Trial { from: self.connections, bytes: self.rate.mean() });
+            let (from, bytes) = (self.connections, self.rate.mean());
+            self.trial = Some(Trial { from, bytes, few: few as usize });
             self.set(enough as usize);
         }
     }
 
-    /// Whether fewer connections do: if they bring all but a twentieth.
-    fn judge_shrinking(&mut self, trial: Trial, most: usize) {
+    /// Whether fewer connections do: if they bring all but a twentieth. Then fewer still may do;
+    /// else some number in between.
+    fn judge_shrinking(&mut self, mut trial: Trial, most: usize) {
         if !self.rate.is_known() {
             return;
         }
-        self.trial = None;
-        let seen = self.rate.mean();
-        if u128::from(seen) * 20 < u128::from(trial.bytes) * 19 {
-            self.set(trial.from.min(most));
-            return self.in_vain(false);
-        }
-        self.down = true;
-        self.patience = PATIENCE_MIN;
-        if self.connections > LEAST {
+        let (seen, now) = (self.rate.mean(), self.connections);
+        let enough = u128::from(seen) * 20 >= u128::from(trial.bytes) * 19;
+        let next = if enough {
             // Held against the same bytes: many small losses would be a large one.
-            let bytes = trial.bytes.max(seen);
-            self.trial = Some(Trial { from: self.connections, bytes });
-            self.set(fewer(self.connections));
+            trial = Trial { from: now, bytes: trial.bytes.max(seen), ..trial };
+            (now - now / 4).max(LEAST)
+        } else {
+            trial.few = now;
+            now.midpoint(trial.from)
+        };
+        if next < trial.from && next * 8 > trial.few * 9 {
+            self.trial = Some(trial);
+            return self.set(next);
         }
+        self.trial = None;
+        if !enough {
+            self.set(trial.from.min(most));
+        }
+        self.in_vain(false);
     }
 
     fn in_vain(&mut self, down_next: bool) {
@@ -177,26 +193,33 @@ impl Pool {
 
     fn set(&mut self, connections: usize) {
         self.connections = connections;
-        self.settling = SETTLING;
+        self.settling = SETTLING_MAX;
         self.rate = Rate::default();
     }
 }
 
-/// A quarter fewer, for a trial.
-fn fewer(connections: usize) -> usize {
-    (connections - (connections / 4).max(1)).max(LEAST)
-}
-
 impl Rate {
     fn add(&mut self, bytes: u64) {
-        self.last[self.intervals % JUDGED] = bytes;
+        self.last[self.intervals % REMEMBERED] = bytes;
         self.intervals += 1;
     }
 
     fn mean(&self) -> u64 {
-        let intervals = self.intervals.min(JUDGED);
-        let bytes = self.last.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
-        bytes.checked_div(intervals as u64).unwrap_or(0)
+        self.mean_of(REMEMBERED)
+    }
+
+    /// Of the last so many, or as many as there are.
+    fn mean_of(&self, intervals: usize) -> u64 {
+        let count = self.intervals.min(intervals);
+        let last = (self.intervals - count..self.intervals).map(|at| self.last[at % REMEMBERED]);
+        let bytes = last.fold(0u64, u64::saturating_add);
+        bytes.checked_div(count as u64).unwrap_or(0)
+    }
+
+    /// The last of them brought far less than all of them.
+    fn has_fallen(&self) -> bool {
+        let (last, all) = (self.mean_of(JUDGED), self.mean());
+        self.intervals >= REMEMBERED && u128::from(last) * 4 < u128::from(all) * 3
     }
 
     /// Enough was seen to go by.
@@ -218,15 +241,24 @@ pub struct FetchSize {
     bytes: usize,
 }
 
-impl FetchSize {
+impl Default for FetchSize {
     /// On a connection of which nothing is known.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { bytes: FETCH_BYTES_FIRST }
     }
+}
 
+impl FetchSize {
     /// What to ask for next, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What to ask for next on one of many connections, in bytes: up to a quarter less, by chance.
+    /// Connections that began together would pause together between their answers, and with them
+    /// the wire.
+    pub fn bytes_of_many(&self, random: u64) -> usize {
+        self.bytes - random as usize % (self.bytes / 4)
     }
 
     /// An answer of `got` bytes to a request for `asked` took so long to arrive; it should take
@@ -235,183 +267,11 @@ impl FetchSize {
         let full = got.saturating_mul(8) >= asked as u64 * 7;
         if spent > target {
             self.bytes = (self.bytes / 2).max(FETCH_BYTES_MIN);
-        } else if full && spent < target / 3 {
+        } else if full && spent < target / 2 {
             self.bytes = (self.bytes * 2).min(FETCH_BYTES_MAX);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A link on which every connection carries `each` bytes an interval, and all `most`.
-    fn settle(pool: &mut Pool, each: u64, most: u64, intervals: u32, max: usize) {
-        for _ in 0..intervals {
-            let bytes = (pool.connections() as u64 * each).min(most);
-            let carrying = pool.connections();
-            pool.consider(&Interval { backfilling: 1000, bytes, carrying, busy: false }, max);
-        }
-    }
-
-    #[test]
-    fn no_partition_behind_needs_no_connection() {
-        let mut pool = Pool::default();
-        settle(&mut pool, 1, 100, 10, 16);
-        pool.consider(&Interval::default(), 16);
-        assert_eq!(pool.connections(), 0);
-    }
-
-    #[test]
-    fn a_short_link_stays_at_two_most_of_the_time() {
-        let mut pool = Pool::default();
-        let mut at_two = 0;
-        for _ in 0..1000 {
-            settle(&mut pool, 100, 100, 1, 16);
-            at_two += u32::from(pool.connections() == 2);
-        }
-        assert!(at_two > 960, "{at_two}");
-    }
-
-    #[test]
-    fn a_long_link_is_filled_within_seconds() {
-        let mut pool = Pool::default();
-        settle(&mut pool, 1, 122, 24, 256);
-        assert!(pool.connections() >= 122, "{}", pool.connections());
-        let mut pool = Pool::default();
-        settle(&mut pool, 1, 1_000_000, 16, 16);
-        assert_eq!(pool.connections(), 15);
-    }
-
-    /// A wire with a queue before it: whatever is under way beyond a round trip's worth of the
-    /// wire waits, and a crowd of connections makes the wire idle in between. Intervals show now
-    /// more, now less of it.
-    struct Wire {
-        /// Per interval, in bytes.
-        bytes: f64,
-        /// Connections that fill it.
-        filled_by: f64,
-        random: u64,
-        owed: f64,
-    }
-
-    impl Wire {
-        fn new(filled_by: f64, seed: u64) -> Wire {
-            Wire { bytes: 62e6, filled_by, random: seed, owed: 0.0 }
-        }
-
-        fn interval(&mut self, connections: usize) -> Interval {
-            let of_wire = connections as f64 / self.filled_by;
-            let crowding = 1.0 - 0.03 * (of_wire - 1.0).clamp(0.0, 8.0);
-            self.owed += self.bytes * of_wire.min(1.0) * crowding;
-            self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1);
-            // An answer that is under way counts in the next interval.
-            let arrived = self.owed * (0.88 + 0.12 * (self.random >> 40) as f64 / 16_777_216.0);
-            self.owed -= arrived;
-            let carrying = connections;
-            Interval { backfilling: 1000, bytes: arrived as u64, carrying, busy: false }
-        }
-    }
-
-    #[test]
-    fn a_full_wire_gets_no_more_connections_than_fill_it() {
-        for seed in 0..50 {
-            for filled_by in [3.0, 7.0, 25.0, 60.0] {
-                let (mut wire, mut pool) = (Wire::new(filled_by, seed), Pool::default());
-                let mut many = 0;
-                for interval in 0..400 {
-                    let seen = wire.interval(pool.connections());
-                    pool.consider(&seen, 256);
-                    let share = pool.connections() as f64 / filled_by;
-                    many += u32::from(interval >= 60 && !(0.7..=2.5).contains(&share));
-                }
-                assert!(many <= 60, "{seed}, {filled_by}: {} for {many}", pool.connections());
-            }
-        }
-    }
-
-    #[test]
-    fn too_many_connections_are_taken_back() {
-        let (mut pool, mut short) = (Pool::default(), Wire::new(25.0, 1));
-        settle(&mut pool, 1, 1_000_000, 40, 256);
-        let before = pool.connections();
-        for _ in 0..200 {
-            let seen = short.interval(pool.connections());
-            pool.consider(&seen, 256);
-        }
-        assert!(before > 128 && pool.connections() <= 60, "{before} → {}", pool.connections());
-    }
-
-    #[test]
-    fn new_connections_are_judged_when_they_carry_something() {
-        let mut pool = Pool::default();
-        let (mut carrying, mut most) = (0, 0);
-        for round in 0..40 {
-            // It takes three intervals until a new connection has its partitions.
-            if round % 4 == 3 {
-                carrying = pool.connections();
-            }
-            let bytes = carrying as u64 * 10;
-            pool.consider(&Interval { backfilling: 100, bytes, carrying, busy: false }, 65);
-            most = most.max(pool.connections());
-        }
-        assert_eq!(most, 64);
-        assert!(pool.connections() >= 48, "{}", pool.connections());
-    }
-
-    #[test]
-    fn a_busy_core_is_left_alone() {
-        let mut pool = Pool::default();
-        for _ in 0..100 {
-            pool.consider(&Interval { backfilling: 100, bytes: 1, carrying: 2, busy: true }, 16);
-        }
-        assert_eq!(pool.connections(), 2);
-    }
-
-    #[test]
-    fn answers_take_about_as_long_as_they_should() {
-        let target = Duration::from_millis(1000);
-        for rate in [1 << 20, 10 << 20, 1 << 30u64] {
-            let mut size = FetchSize::new();
-            for _ in 0..20 {
-                let spent = Duration::from_secs_f64(size.bytes() as f64 / rate as f64);
-                size.answered(size.bytes(), size.bytes() as u64, spent, target);
-            }
-            let fits = rate as usize;
-            let least = (fits / 4).min(FETCH_BYTES_MAX);
-            assert!((least..=fits.max(FETCH_BYTES_MIN)).contains(&size.bytes()), "{rate}");
-        }
-    }
-
-    #[test]
-    fn an_answer_that_brings_little_asks_for_no_more() {
-        let mut size = FetchSize::new();
-        size.answered(FETCH_BYTES_FIRST, 10, Duration::ZERO, Duration::from_secs(1));
-        assert_eq!(size.bytes(), FETCH_BYTES_FIRST);
-    }
-
-    #[test]
-    fn far_behind_is_a_matter_of_bytes() {
-        assert_eq!(missing_bytes(-1, u64::MAX), 0);
-        assert_eq!(missing_bytes(1000, 1000), 1_000_000);
-        assert_eq!(missing_bytes(i64::MAX, u64::MAX), u64::MAX);
-    }
-
-    proptest! {
-        #[test]
-        fn never_more_than_allowed_and_always_one(
-            seen in prop::collection::vec((1usize..50, 0u64..1000, any::<bool>()), 1..200),
-            max in 0usize..40,
-        ) {
-            let mut pool = Pool::default();
-            for (backfilling, bytes, busy) in seen {
-                let carrying = bytes as usize % 7;
-                pool.consider(&Interval { backfilling, bytes, carrying, busy }, max);
-                let most = backfilling.min(max.saturating_sub(1).max(1));
-                prop_assert!((1..=most).contains(&pool.connections()));
-            }
-        }
-    }
-}
+mod tests;

@@ -17,7 +17,7 @@ use net::fetch::{
     End, FetchLimits, FetchSession, Flow, PartitionHead, RecordSink, Take, TopicName, Wanted,
 };
 use net::{Connection, ErrorCode, NetError};
-use ring::{Class, ClosingSocket, Instant, Lease, Share, Slice, Task};
+use ring::{Class, Instant, Lease, Share, Slice, SocketWatch, Task};
 use storage::limits::CHUNK_BYTES_MAX;
 use storage::log::{AppendLimits, Log, LogState};
 use storage::recovery::Corrupt;
@@ -60,7 +60,7 @@ struct Running {
 #[derive(Default)]
 struct Shared {
     done: Cell<bool>,
-    socket: Cell<Option<ClosingSocket>>,
+    socket: Cell<Option<SocketWatch>>,
     connected: Cell<bool>,
 }
 
@@ -158,7 +158,7 @@ impl Repairs {
     }
 
     /// Stops, and hands over the socket that is closing.
-    pub fn stop(&self) -> Option<ClosingSocket> {
+    pub fn stop(&self) -> Option<SocketWatch> {
         self.running.take().and_then(|running| running.shared.socket.take())
     }
 
@@ -227,7 +227,7 @@ async fn repair_partition(
         for damage in damages {
             if connection.is_none() {
                 let made = connect(link, partition).await?;
-                shared.socket.set(Some(made.watch_close()));
+                shared.socket.set(Some(made.watch()));
                 shared.connected.set(true);
                 connection = Some(made);
             }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 
-use ring::{ClosingSocket, Share, Task, spawn};
+use ring::{Share, SocketWatch, Task, spawn};
 use storage::names::LogId;
 use storage::store::{Store, StoreConfig};
 use storage::verify::Verifier;
@@ -278,7 +278,7 @@ impl Shard {
     }
 
     /// Returns the sockets that are closing.
-    fn pause(&self, name: &Arc<str>, topics: Option<&[Arc<str>]>) -> Vec<ClosingSocket> {
+    fn pause(&self, name: &Arc<str>, topics: Option<&[Arc<str>]>) -> Vec<SocketWatch> {
         if topics.is_none() {
             return self.link(name).map(|link| link.pause()).unwrap_or_default();
         }

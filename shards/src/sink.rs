@@ -1,6 +1,5 @@
 //! Where `net` and `storage` meet: the records of an answer go into the logs of their partitions.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use net::ErrorCode;
@@ -26,8 +25,8 @@ pub enum Stage {
     Appending,
     /// The first of them is compared with our last batch.
     Comparing {
-        /// Our last batch.
-        ours: LastBatch,
+        /// Our last batch. Apart, since there are thousands of members and few are compared.
+        ours: Box<LastBatch>,
         /// What the source sent of its own.
         theirs: Vec<u8>,
     },
@@ -88,8 +87,6 @@ pub fn contradicts_itself(error: &AppendError, began_at: i64) -> bool {
 pub struct Sink<'a> {
     members: &'a mut [Option<Member>],
     outcome: &'a mut Outcome,
-    /// Counts record bytes as they arrive.
-    arrived: &'a Cell<u64>,
     /// Whose part of the answer this is.
     key: u32,
     now: Now,
@@ -122,16 +119,8 @@ impl Appending {
 }
 
 impl<'a> Sink<'a> {
-    pub fn new(
-        members: &'a mut [Option<Member>],
-        outcome: &'a mut Outcome,
-        arrived: &'a Cell<u64>,
-    ) -> Self {
-        Self { members, outcome, arrived, key: 0, now: Now::Nothing }
-    }
-
-    fn count(&self, bytes: usize) {
-        self.arrived.set(self.arrived.get() + bytes as u64);
+    pub fn new(members: &'a mut [Option<Member>], outcome: &'a mut Outcome) -> Self {
+        Self { members, outcome, key: 0, now: Now::Nothing }
     }
 
     fn append(&mut self, head: &PartitionHead) -> Take {
@@ -211,18 +200,6 @@ impl<'a> Sink<'a> {
         if theirs.len() < wanted { Flow::Continue } else { Flow::SkipRest }
     }
 
-    fn take_copy(&mut self, bytes: &[u8]) -> (usize, Flow) {
-        match &self.now {
-            Now::Nothing => (bytes.len(), Flow::SkipRest),
-            Now::Comparing { .. } => (bytes.len(), self.keep(bytes)),
-            Now::Appending(appending) if appending.is_lost() => (bytes.len(), Flow::SkipRest),
-            Now::Appending(appending) => match appending.log.copy_in(bytes) {
-                Ok(copied) => (copied, Flow::Continue),
-                Err(error) => (bytes.len(), self.failed(error)),
-            },
-        }
-    }
-
     fn finish(&mut self) {
         match std::mem::replace(&mut self.now, Now::Nothing) {
             Now::Nothing | Now::Comparing { decided: false } => {}
@@ -281,7 +258,6 @@ impl RecordSink for Sink<'_> {
     }
 
     fn filled(&mut self, lease: Lease, bytes: usize) -> Flow {
-        self.count(bytes);
         match &self.now {
             Now::Nothing => Flow::SkipRest,
             Now::Comparing { .. } => self.keep(&lease[..bytes]),
@@ -294,9 +270,15 @@ impl RecordSink for Sink<'_> {
     }
 
     fn copy_in(&mut self, bytes: &[u8]) -> (usize, Flow) {
-        let taken = self.take_copy(bytes);
-        self.count(taken.0);
-        taken
+        match &self.now {
+            Now::Nothing => (bytes.len(), Flow::SkipRest),
+            Now::Comparing { .. } => (bytes.len(), self.keep(bytes)),
+            Now::Appending(appending) if appending.is_lost() => (bytes.len(), Flow::SkipRest),
+            Now::Appending(appending) => match appending.log.copy_in(bytes) {
+                Ok(copied) => (copied, Flow::Continue),
+                Err(error) => (bytes.len(), self.failed(error)),
+            },
+        }
     }
 
     async fn memory(&mut self, bytes: usize) {
@@ -353,8 +335,7 @@ mod tests {
             let (term, stage) = (partition.hand_to(None), Stage::Appending);
             let mut members = [Some(Member { partition, term, stage })];
             let mut outcome = Outcome::default();
-            let arrived = Cell::new(0);
-            let mut sink = Sink::new(&mut members, &mut outcome, &arrived);
+            let mut sink = Sink::new(&mut members, &mut outcome);
             let head = PartitionHead {
                 partition: 0,
                 error_code: ErrorCode::NONE,

@@ -53,6 +53,16 @@ fn a_backlog_of_many_partitions_fills_a_long_link_and_lets_it_go() {
     many.until_caught_up(MINUTE);
 }
 
+/// Over so slow a connection an answer takes seconds: what it brings must count before its end.
+#[test]
+fn a_very_long_link_gets_many_connections_too() {
+    let mut many = copy_over(Duration::from_millis(400), 48, 32, 33);
+    let took = many.until_caught_up(10 * MINUTE);
+    println!("{took:?} with {}", many.connections_peak);
+    assert!(many.connections_peak > 24, "{} connections", many.connections_peak);
+    assert!(took < MINUTE, "{took:?}: with two it takes 150 s");
+}
+
 /// Many connections, each of which would ask for more than its share of little memory.
 #[test]
 fn answers_are_allowed_no_more_than_is_reserved_for_them() {

@@ -40,7 +40,7 @@ mod uring;
 pub use executor::{Config, Share, Stats, Task, run, spawn, stats, thread_cpu, yield_now};
 pub use file::{File, OpenOptions};
 pub use memory::{BLOCK, Class, Gather, Lease, MemoryUse, Slice, lease, memory, try_lease};
-pub use socket::{Address, ClosingSocket, Listener, Stream};
+pub use socket::{Address, Listener, SocketWatch, Stream};
 pub use time::{Elapsed, Instant, now, random, sleep, sleep_until, timeout, wall_ms};
 
 #[cfg(test)]

@@ -90,8 +90,8 @@ impl Stream {
     }
 
     /// A watch on the stream's end that does not keep it open.
-    pub fn watch_close(&self) -> ClosingSocket {
-        ClosingSocket { handle: Rc::downgrade(&self.handle) }
+    pub fn watch(&self) -> SocketWatch {
+        SocketWatch { handle: Rc::downgrade(&self.handle) }
     }
 
     /// Ends the stream both ways; operations in flight complete.
@@ -100,13 +100,13 @@ impl Stream {
     }
 }
 
-/// Watches a stream that others hold, see [`Stream::watch_close`].
+/// Watches a stream that others hold, see [`Stream::watch`].
 #[derive(Clone, Debug)]
-pub struct ClosingSocket {
+pub struct SocketWatch {
     handle: Weak<Handle>,
 }
 
-impl ClosingSocket {
+impl SocketWatch {
     /// Waits until the last holder, operations included, has let go and the socket is closed.
     pub async fn closed(&self) {
         while self.handle.strong_count() > 0 {

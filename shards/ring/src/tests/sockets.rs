@@ -22,7 +22,7 @@ both!(a_receive_fills_two_leases_in_order, |_| async {
 
 both!(what_has_arrived_is_known_before_it_is_received, |_| async {
     let (ours, theirs) = pair().await;
-    let watch = ours.watch_close();
+    let watch = ours.watch();
     assert_eq!(watch.arrived_bytes(), 0);
     for bytes in [20_000, 40_000] {
         let piece = lease(20_000, Class::Records).await.freeze(20_000).0;
