@@ -37,8 +37,8 @@ impl Link {
         let statuses = self.shared.shards.status(Some(self.name().clone())).await;
         for partition in statuses.iter().flatten().flat_map(|status| &status.partitions) {
             let topic = partition.key.topic.to_string();
-            let failed = partition.state == PartitionState::Faulted(FaultCode::LocalLog);
-            let unusable = failed || partition.unopened;
+            let unusable = partition.unopened
+                || partition.state == PartitionState::Faulted(FaultCode::LocalLog);
             if unusable && names.contains(&topic) {
                 let why = partition.reason.clone().unwrap_or_default();
                 failed.insert((topic, partition.key.partition, why));
