@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -294,6 +295,16 @@ bootstrap_servers = {bootstrap:?}
         let mut command = process::mortal(binary()?);
         command.args(arguments).arg("--socket").arg(&self.socket);
         process::run(&format!("understudy {arguments:?}"), &mut command)
+    }
+
+    /// The same in a thread of its own, which does not need this process to live on.
+    ///
+    /// # Errors
+    /// There is no binary.
+    pub fn verb_aside(&self, arguments: &[&str]) -> Outcome<JoinHandle<Outcome<String>>> {
+        let mut command = process::mortal(binary()?);
+        command.args(arguments).arg("--socket").arg(&self.socket);
+        Ok(std::thread::spawn(move || process::run("understudy", &mut command)))
     }
 
     /// What the process says of all partitions of the link.

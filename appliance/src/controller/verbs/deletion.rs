@@ -8,6 +8,9 @@ use crate::controller::link::Link;
 use crate::controller::records;
 use crate::controller::store::StoreError;
 
+/// Ten thousand may fail at once, for one reason: so many are named.
+const NAMED_MAX: usize = 10;
+
 impl Link {
     pub(super) async fn delete_topics(
         &self,
@@ -40,7 +43,12 @@ impl Link {
         if left.is_empty() {
             return Ok(());
         }
-        Err(Outcome::failed("files_remain", format!("files of {} could not go", left.join(", "))))
+        let some = left[..left.len().min(NAMED_MAX)].join(", ");
+        let more = match left.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more topics"),
+        };
+        Err(Outcome::failed("files_remain", format!("files of {some}{more} could not go")))
     }
 
     /// Removes the files and records of topics marked so, at once or after a restart.
@@ -55,9 +63,12 @@ impl Link {
             keys.collect::<Vec<_>>()
         };
         let failures = self.shared.shards.delete(owned).await;
-        for (key, error) in &failures {
+        for (key, error) in failures.iter().take(NAMED_MAX) {
             let (link, topic, partition) = (&*key.link, &*key.topic, key.partition);
             tracing::error!(link, topic, partition, error, "files could not be removed");
+        }
+        if let more @ 1.. = failures.len().saturating_sub(NAMED_MAX) {
+            tracing::error!(link = &**self.name(), more, "more files could not be removed");
         }
         let failed: HashSet<&str> = failures.iter().map(|(key, _)| &*key.topic).collect();
         let gone: Vec<String> =
