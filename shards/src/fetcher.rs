@@ -25,8 +25,7 @@ use ring::{Instant, SocketWatch};
 use storage::log::LogState;
 use uuid::Uuid;
 
-use below_end::BelowEnd;
-
+use self::below_end::BelowEnd;
 use crate::limits::{
     BACKFILL_ANSWER_TARGET, CARRYING_BYTES, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX,
     FRUITLESS_ANSWERS_FREE, FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX,

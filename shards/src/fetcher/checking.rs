@@ -67,7 +67,7 @@ impl Fetcher {
                     leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
                     max_bytes: i32::try_from(last.bytes).unwrap_or(i32::MAX),
                 };
-                member.stage = Stage::Comparing { ours: last, theirs: Vec::new() };
+                member.stage = Stage::Comparing { ours: Box::new(last), theirs: Vec::new() };
                 self.session.want(key, wanted);
             }
             _ => {

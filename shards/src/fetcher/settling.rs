@@ -54,7 +54,7 @@ impl Fetcher {
     /// again and again though there was room.
     pub(super) fn find_bare_ends(&mut self, answer: &FetchOutcome, asked: usize, spent: Duration) {
         for key in &self.outcome.bare {
-            self.below_end.entry(*key).or_insert(0);
+            self.below_end.note(*key);
         }
         let good = matches!(answer.verdict, Verdict::Good | Verdict::Restarted);
         if self.below_end.is_empty() || !good || !answer.in_step || !answer.throttle.is_zero() {
@@ -66,13 +66,14 @@ impl Fetcher {
         if !held && !roomy {
             return;
         }
-        for key in self.below_end.keys().copied().collect::<Vec<_>>() {
-            let passed_over = self.below_end.get_mut(&key).expect("it is one of them");
-            *passed_over += u32::from(roomy);
-            if !held && *passed_over < PASSED_OVER_MAX {
-                continue;
-            }
-            self.below_end.remove(&key);
+        let mut ends = Vec::new();
+        if roomy {
+            ends = self.below_end.passed_over(PASSED_OVER_MAX);
+        }
+        if held {
+            ends.extend(self.below_end.take());
+        }
+        for key in ends {
             if let Some(partition) = self.owned(key)
                 && let Some(wanted) = self.session.wanted(key)
                 && let Some(log) = partition.log()
@@ -99,9 +100,11 @@ impl Fetcher {
     /// Looks from now on whether there are records between our end and the source's.
     fn watch_end(&mut self, key: u32, partition: &Partition) {
         if partition.is_caught_up() {
-            self.below_end.remove(&key);
+            self.below_end.forget(key);
         } else {
-            self.below_end.insert(key, 0);
+            // Records have come: from now on it counts anew.
+            self.below_end.forget(key);
+            self.below_end.note(key);
         }
     }
 
