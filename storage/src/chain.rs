@@ -271,19 +271,24 @@ impl Chain {
     }
 
     /// An idle partition holds at most one block: moves the partial block into one and gives the
-    /// chunk back. Keeps it if there is no memory.
+    /// chunk back, and the lists' own memory. Keeps it if there is no memory.
     pub fn compact(&mut self, allocate: impl FnOnce() -> Option<Lease>) {
         let idle = self.unchecked.is_empty() && self.lent.is_none();
-        if !idle || self.chunk_bytes <= BLOCK || self.pending() >= BLOCK_BYTES {
+        if !idle || self.pending() >= BLOCK_BYTES {
             return;
         }
-        if self.pending() == 0 {
-            self.ready.clear();
-            self.drop_free();
-            self.chunk_bytes = 0;
-        } else if let Some(block) = allocate() {
-            self.move_tail(block);
+        if self.chunk_bytes > BLOCK {
+            if self.pending() == 0 {
+                self.ready.clear();
+                self.drop_free();
+                self.chunk_bytes = 0;
+            } else if let Some(block) = allocate() {
+                self.move_tail(block);
+            }
         }
+        self.unchecked = VecDeque::new();
+        self.ready.shrink_to_fit();
+        self.free.shrink_to_fit();
     }
 
     /// Takes a new chunk. If the checked bytes end inside a block, these are copied to its front.

@@ -184,35 +184,10 @@ fn flag(set: bool, flag: u32) -> u32 {
 impl Checkpoint {
     /// The slot's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        // Of thousands of logs this is large: made once, not grown.
-        let each = |id: &LogId| size_of::<Fixed>() + id.link.len() + id.topic.len() + 7;
-        let body_bytes: usize = self.entries.keys().chain(self.gone.keys()).map(each).sum();
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + body_bytes);
-        bytes.resize(HEAD_BYTES, 0);
-        let gone = |(id, turn): (&LogId, &u64)| {
-            let fixed = Fixed::from_entry(id, &Entry { turn: *turn, ..Entry::UNKNOWN });
-            (id.clone(), Fixed { flags: GONE, ..fixed })
-        };
-        let entries = self.entries.iter();
-        let entries = entries.map(|(id, entry)| (id.clone(), Fixed::from_entry(id, entry)));
-        for (id, fixed) in entries.chain(self.gone.iter().map(gone)) {
-            bytes.extend_from_slice(bytemuck::bytes_of(&fixed));
-            bytes.extend_from_slice(id.link.as_bytes());
-            bytes.extend_from_slice(id.topic.as_bytes());
-            bytes.resize(bytes.len().next_multiple_of(8), 0);
-        }
-        let head = Head {
-            magic: MAGIC,
-            crc: 0,
-            count: (self.entries.len() + self.gone.len()) as u32,
-            boot: self.boot,
-            sequence: self.sequence,
-            body_bytes: (bytes.len() - HEAD_BYTES) as u64,
-        };
-        bytes[..HEAD_BYTES].copy_from_slice(bytemuck::bytes_of(&head));
-        let crc = crc::crc32(&bytes[CRC_COVERS_FROM..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
-        bytes
+        let mut encoder = Encoder::for_logs(self.entries.keys().chain(self.gone.keys()));
+        self.entries.iter().for_each(|(id, entry)| encoder.entry(id, entry));
+        self.gone.iter().for_each(|(id, turn)| encoder.gone(id, *turn));
+        encoder.finish(self.boot, self.sequence)
     }
 
     /// Reads a slot. What lies behind the checkpoint (an older, longer one) is ignored.
@@ -238,6 +213,57 @@ impl Checkpoint {
             }
         }
         Ok(Checkpoint { boot: head.boot, sequence: head.sequence, entries, gone })
+    }
+}
+
+/// Makes a slot's bytes log by log: of thousands nothing is gathered in a table first.
+pub struct Encoder {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl Encoder {
+    /// With room for these logs: what is large is made once, not grown.
+    pub fn for_logs<'a>(ids: impl Iterator<Item = &'a LogId>) -> Encoder {
+        let each = |id: &LogId| FIXED_BYTES + id.link.len() + id.topic.len() + 7;
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + ids.map(each).sum::<usize>());
+        bytes.resize(HEAD_BYTES, 0);
+        Encoder { bytes, count: 0 }
+    }
+
+    /// What is known of a log. Of each there is one entry.
+    pub fn entry(&mut self, id: &LogId, entry: &Entry) {
+        self.push(id, &Fixed::from_entry(id, entry));
+    }
+
+    /// Nothing said of this log in turns before this one holds any more.
+    pub fn gone(&mut self, id: &LogId, turn: u64) {
+        let fixed = Fixed::from_entry(id, &Entry { turn, ..Entry::UNKNOWN });
+        self.push(id, &Fixed { flags: GONE, ..fixed });
+    }
+
+    /// The bytes.
+    pub fn finish(mut self, boot: u64, sequence: u64) -> Vec<u8> {
+        let head = Head {
+            magic: MAGIC,
+            crc: 0,
+            count: self.count,
+            boot,
+            sequence,
+            body_bytes: (self.bytes.len() - HEAD_BYTES) as u64,
+        };
+        self.bytes[..HEAD_BYTES].copy_from_slice(bytemuck::bytes_of(&head));
+        let crc = crc::crc32(&self.bytes[CRC_COVERS_FROM..]);
+        self.bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        self.bytes
+    }
+
+    fn push(&mut self, id: &LogId, fixed: &Fixed) {
+        self.bytes.extend_from_slice(bytemuck::bytes_of(fixed));
+        self.bytes.extend_from_slice(id.link.as_bytes());
+        self.bytes.extend_from_slice(id.topic.as_bytes());
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        self.count += 1;
     }
 }
 

@@ -21,8 +21,6 @@ use crate::queue::pop_if;
 use crate::seal::SealBuilder;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
-/// Room for ends of batches that an idle segment may keep.
-const MARKS_KEPT: usize = 16;
 
 /// A segment with a buffer.
 pub struct Segment {
@@ -248,9 +246,9 @@ impl Segment {
             self.written.offset = mark.offset;
             self.written_epoch = mark.epoch.or(self.written_epoch);
         }
-        // What a burst took is given back: where logs are thousands, each had one once.
-        if self.marks.is_empty() && self.marks.capacity() > MARKS_KEPT {
-            self.marks = VecDeque::new();
+        // The lists' own memory is given back: where logs are thousands, most of them wait.
+        if self.marks.is_empty() && self.flights.is_empty() {
+            (self.marks, self.flights) = Default::default();
         }
     }
 

@@ -12,14 +12,12 @@
 //! device and lets the source send what was cut once more. On a full disk, where not even the slot
 //! can be written, nothing fails: the ends stay unflushed, and every cycle tries again.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
 use crate::boot::slot_path;
-use crate::checkpoint::{Checkpoint, Entry, Replay, SLOTS};
+use crate::checkpoint::{Encoder, Replay, SLOTS};
 use crate::log::Log;
-use crate::names::LogId;
 use crate::position::Place;
 use crate::work::append_file;
 
@@ -145,25 +143,25 @@ impl Volume {
         let sequence = self.sequence.get() + 1;
         self.sequence.set(sequence);
         let boot = self.directory.boot;
-        let gone = self.gone.borrow().clone();
-        let checkpoint = Checkpoint { boot, sequence, entries: self.entries(), gone };
         let slot = (self.durable_slot.get() + 1) % SLOTS;
         let path = slot_path(self.path(), self.shard, slot);
-        let file = append_file(&path, 0, &checkpoint.encode()).await?;
+        let checkpoint = self.encode_checkpoint(boot, sequence);
+        let file = append_file(&path, 0, &checkpoint).await?;
         file.sync_data().await?;
         self.durable_slot.set(slot);
         self.counters.borrow_mut().checkpoints += 1;
         Ok(())
     }
 
-    /// What is known of every log, open or closed.
-    fn entries(&self) -> BTreeMap<LogId, Entry> {
-        let (logs, closed) = (self.logs.borrow(), self.closed.borrow());
-        // Not collected, which would gather all of them in a list first.
-        let mut entries = closed.clone();
-        for log in logs.values() {
-            entries.insert(log.id().clone(), log.entry());
-        }
-        entries
+    /// What is known of every log, open or closed; of one that is open again, what it is now.
+    fn encode_checkpoint(&self, boot: u64, sequence: u64) -> Vec<u8> {
+        let (logs, closed, gone) = (self.logs.borrow(), self.closed.borrow(), self.gone.borrow());
+        let ids = logs.keys().chain(closed.keys()).chain(gone.keys());
+        let mut encoder = Encoder::for_logs(ids);
+        let closed = closed.iter().filter(|(id, _)| !logs.contains_key(*id));
+        closed.for_each(|(id, entry)| encoder.entry(id, entry));
+        logs.values().for_each(|log| encoder.entry(log.id(), &log.entry()));
+        gone.iter().for_each(|(id, turn)| encoder.gone(id, *turn));
+        encoder.finish(boot, sequence)
     }
 }
