@@ -14,7 +14,7 @@ use crate::checkpoint::{Entry, Replay};
 use crate::epochs::Epochs;
 use crate::index::{self, IndexState, Indexes};
 use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
-use crate::names::{EPOCHS_FILE, Kind, LogId, PREPARED_FILE};
+use crate::names::{Kind, LogId, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;
 use crate::recovery::{Corrupt, Found, Recovery, Scan, Scanned, Step, Stopped, Verdict};
@@ -23,7 +23,9 @@ use crate::seal::{Ends, SealBuilder};
 use crate::segment::Segment;
 use crate::store::Memory;
 use crate::volume::{Volume, is_full};
-use crate::work::{APPEND, append_file, at, cut_file, index_crc, read_small, remove};
+use crate::work::{
+    APPEND, INDEXES, append_indexes, at, cut_file, index_crc, read_small, remove, write_epochs,
+};
 
 mod files;
 
@@ -146,17 +148,9 @@ pub(crate) async fn load(
             Step::Done(verdict) => break verdict,
         }
     };
-    let mut recovered = Recovered {
+    let recovered = Recovered {
         new,
-        positions: Positions {
-            log_start_offset: 0,
-            received: Default::default(),
-            written: Default::default(),
-            flushed: Default::default(),
-            high_watermark: 0,
-            last_stable_offset: 0,
-            last_epoch: None,
-        },
+        positions: Positions::default(),
         scanned_bytes: loading.scanned_bytes,
         torn_bytes: verdict.torn_bytes,
         removed_segments: verdict.remove.len(),
@@ -166,8 +160,7 @@ pub(crate) async fn load(
         loading.carry_out(&verdict).await?;
     }
     let opened = loading.finish(settings, entry, &verdict, &found, new).await?;
-    recovered.scanned_bytes = recovered.scanned_bytes.max(opened.1);
-    Ok((opened.0, recovered))
+    Ok((opened, recovered))
 }
 
 impl Loading<'_> {
@@ -215,7 +208,7 @@ impl Loading<'_> {
         self.scanned_bytes += scanned.place.bytes - wanted.from.place.bytes;
         // The files may hold entries for what is scanned again, or for what is no more.
         let sizes = wanted.from.index.file_bytes();
-        for (kind, size) in [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].into_iter().zip(sizes) {
+        for (kind, size) in INDEXES.into_iter().zip(sizes) {
             cut_file(&self.files.path(kind, base), size).await?;
         }
         if whole {
@@ -234,18 +227,7 @@ impl Loading<'_> {
         if let Some(reseal) = self.reseals.get_mut(&base) {
             reseal.2 = sizes;
         }
-        let bytes = indexes.take();
-        for (kind, (position, bytes)) in [
-            (Kind::Index, bytes.offsets),
-            (Kind::TimeIndex, bytes.times),
-            (Kind::TxnIndex, bytes.aborted),
-        ] {
-            if !bytes.is_empty() || (position == 0 && kind != Kind::TxnIndex) {
-                let path = self.files.path(kind, base);
-                at(&path, append_file(&path, position, &bytes).await)?;
-            }
-        }
-        Ok(())
+        append_indexes(|kind| self.files.path(kind, base), &indexes.take()).await
     }
 
     /// The producers at the place a scan begins: from the snapshot there, or, coming from the
@@ -266,12 +248,7 @@ impl Loading<'_> {
             self.leave_segment().await?;
         }
         for &base in &verdict.remove {
-            for kind in Kind::ALL {
-                // The snapshot at the base of the first one removed is the end of what stays.
-                if kind != Kind::Snapshot || base > verdict.end.offset {
-                    remove(&self.files.path(kind, base)).await?;
-                }
-            }
+            self.files.remove_behind(verdict.end.offset, base).await?;
         }
         if let Some(base) = verdict.unseal {
             remove(&self.files.path(Kind::Seal, base)).await?;
@@ -300,7 +277,7 @@ impl Loading<'_> {
         verdict: &Verdict,
         found: &Found,
         new: bool,
-    ) -> Result<(Opened, u64), LogError> {
+    ) -> Result<Opened, LogError> {
         let end = verdict.end;
         let log_start_offset = match entry.filter(|_| found.entry.is_some()) {
             Some(entry) => entry.log_start_offset,
@@ -329,7 +306,7 @@ impl Loading<'_> {
         let sound = verdict.corrupt.is_none();
         let mut epochs_dirty = false;
         if sound && (epochs_cut || self.scanned_bytes > 0) {
-            match self.write_epochs().await {
+            match write_epochs(&self.files.folder, self.epochs.format()).await {
                 // They are saved when there is room; the log can be read without.
                 Err(LogError::Io { source, .. }) if is_full(&source) => epochs_dirty = true,
                 other => other?,
@@ -358,7 +335,7 @@ impl Loading<'_> {
         };
         let sealed =
             verdict.sealed.iter().copied().filter(|&(base, _)| base < end.segment).collect();
-        let opened = Opened {
+        Ok(Opened {
             doubtful: !sound && entry.is_some_and(|entry| entry.doubtful),
             suspect: !sound && entry.is_some_and(|entry| entry.suspect),
             settings,
@@ -378,8 +355,7 @@ impl Loading<'_> {
             // Nothing before the last segment is read again once it is flushed.
             saved: (sound && replay.place < start.place).then_some(start),
             new,
-        };
-        Ok((opened, self.scanned_bytes))
+        })
     }
 
     /// The segment in which appending goes on, with its partial last block in memory.
@@ -449,13 +425,6 @@ impl Loading<'_> {
             }
         }
         Ok(None)
-    }
-
-    async fn write_epochs(&self) -> Result<(), LogError> {
-        let path = self.files.folder.join(EPOCHS_FILE);
-        let new = self.files.folder.join(format!("{EPOCHS_FILE}.tmp"));
-        at(&new, ring::fs::write(&new, self.epochs.format().into_bytes()).await)?;
-        at(&path, ring::fs::rename(&new, &path).await)
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Written(pub Place);
 pub struct Flushed(pub Place);
 
 /// Where a log stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Positions {
     /// The first offset readers may see; the source's log start.
     pub log_start_offset: i64,

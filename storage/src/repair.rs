@@ -12,7 +12,7 @@
 
 use std::rc::Rc;
 
-use ring::{BLOCK, File, Gather, OpenOptions, Slice};
+use ring::{BLOCK, File, OpenOptions, Slice};
 use thiserror::Error;
 
 use crate::check::{AppendError, Bounds, Checker};
@@ -24,7 +24,7 @@ use crate::open::{Files, load};
 use crate::read_ahead::lease_of_any_size;
 use crate::recovery::Corrupt;
 use crate::verify::{Part, Verifier};
-use crate::work::{at, remove};
+use crate::work::{at, remove, write_all};
 
 /// Why a range was not repaired.
 #[derive(Debug, Error)]
@@ -206,17 +206,11 @@ impl Repair {
         Ok((batches, bytes))
     }
 
-    async fn stage(&mut self, mut slice: Slice) -> Result<(), LogError> {
+    async fn stage(&mut self, slice: Slice) -> Result<(), LogError> {
         let path = self.log.seal_folder().join(REPAIR_FILE);
-        while !slice.is_empty() {
-            let from = Gather::from_iter([slice.clone()]);
-            let written = at(&path, self.staged.write_at(self.staged_bytes, from).await)?;
-            if written == 0 {
-                return at(&path, Err(std::io::ErrorKind::WriteZero.into()));
-            }
-            self.staged_bytes += written as u64;
-            slice = slice.slice(written..slice.len());
-        }
+        let bytes = slice.len() as u64;
+        at(&path, write_all(&self.staged, self.staged_bytes, slice).await)?;
+        self.staged_bytes += bytes;
         Ok(())
     }
 
@@ -300,19 +294,8 @@ impl Repair {
             let have = read.unwrap_or(0).min(bytes);
             let count = if have > 0 { have } else { bytes };
             let same = have > 0 && good[..count] == bad[..count];
-            let (mut good, _) = good.freeze(count);
-            let mut to = position;
-            while !same && !good.is_empty() {
-                let from = Gather::from_iter([good.clone()]);
-                let written = at(path, file.write_at(to, from).await)?;
-                if written == 0 {
-                    return Err(RepairError::Log(LogError::Io {
-                        path: path.clone(),
-                        source: std::io::ErrorKind::WriteZero.into(),
-                    }));
-                }
-                to += written as u64;
-                good = good.slice(written..good.len());
+            if !same {
+                at(path, write_all(&file, position, good.freeze(count).0).await)?;
             }
             done += count as u64;
             ring::yield_now().await;

@@ -73,15 +73,11 @@ impl Log {
         if !self.volume().flush().await {
             return Err(LogError::State(self.state()));
         }
-        for &base in cut.dropped.iter().rev() {
-            for kind in Kind::ALL {
-                if kind != Kind::Snapshot || base > cut.place.offset {
-                    remove(&self.path(kind, base)).await?;
-                }
-            }
-        }
-        remove(&self.path(Kind::Seal, cut.place.segment)).await?;
         let files = Files::of(self.id(), self.volume().path());
+        for &base in cut.dropped.iter().rev() {
+            files.remove_behind(cut.place.offset, base).await?;
+        }
+        remove(&files.path(Kind::Seal, cut.place.segment)).await?;
         let (opened, _) = load(&files, settings, Some(entry), Some(offset)).await?;
         *self.inner.borrow_mut() = opened.into_inner(generation);
         if let Some(this) = self.volume().log(self.id()) {
@@ -92,8 +88,8 @@ impl Log {
 
     /// From here on no flush vouches for more than what stays.
     fn begin_cut(&self, cut: &Cut, offset: i64) -> (Entry, LogSettings, u64) {
-        let mut inner = self.inner.borrow_mut();
-        let inner = &mut *inner;
+        let mut guard = self.inner.borrow_mut();
+        let inner = &mut *guard;
         inner.flushed = inner.flushed.min(cut.place);
         inner.shown_flushed = inner.shown_flushed.min(cut.place);
         inner.flushed_epoch = cut.epoch;
@@ -106,18 +102,9 @@ impl Log {
         inner.truncating = true;
         inner.log_start_offset = inner.log_start_offset.min(offset);
         inner.active.file = None;
-        let entry = Entry {
-            topic_id: inner.settings.topic_id,
-            log_start_offset: inner.log_start_offset,
-            high_watermark: inner.high_watermark,
-            last_epoch: cut.epoch,
-            flushed: inner.flushed,
-            replay: inner.replay,
-            turn: self.turn(),
-            doubtful: false,
-            suspect: false,
-        };
-        (entry, inner.settings.clone(), inner.generation)
+        let (settings, generation) = (inner.settings.clone(), inner.generation);
+        drop(guard);
+        (self.entry(), settings, generation)
     }
 
     /// Looks up the end of the last batch that lies wholly below `offset`.

@@ -52,7 +52,6 @@ pub struct Volume {
     cycles_begun: Cell<u64>,
     /// Counts the completed cycles.
     flushes: Signal,
-    flush_failures: Cell<u64>,
     /// Flushes whose checkpoint found no room.
     missed: Cell<u64>,
     sequence: Cell<u64>,
@@ -106,7 +105,6 @@ impl Volume {
             flush_urgent: Cell::new(false),
             cycles_begun: Cell::new(0),
             flushes: Signal::default(),
-            flush_failures: Cell::new(0),
             missed: Cell::new(0),
             sequence: Cell::new(0),
             durable_slot: Cell::new(1),
@@ -168,7 +166,7 @@ impl Volume {
 
     /// Flushes that failed so far.
     pub fn flush_failures(&self) -> u64 {
-        self.flush_failures.get()
+        self.counters.borrow().flush_failures
     }
 
     /// The logs, by id.

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ring::{File, Gather, OpenOptions};
+use ring::{File, Gather, OpenOptions, Slice};
 
 use crate::checkpoint::Replay;
 use crate::crc::Crc32c;
@@ -176,7 +176,7 @@ impl Log {
         let path = self.path(Kind::Log, base);
         let file = file.expect("a written segment has a file");
         at(&path, file.truncate(place.bytes).await)?;
-        self.append_indexes(base, &index_bytes).await?;
+        append_indexes(|kind| self.path(kind, base), &index_bytes).await?;
         self.save_epochs().await?;
         let next_base = finished.next_base;
         let snapshot = self.path(Kind::Snapshot, next_base);
@@ -249,7 +249,8 @@ impl Log {
             let index_bytes = inner.active.indexes.take();
             (inner.active.base, index_bytes, replay, snapshot, strays)
         };
-        if let Err(error) = self.append_indexes(base, &index_bytes).await {
+        let path = |kind| self.path(kind, base);
+        if let Err(error) = append_indexes(path, &index_bytes).await {
             // On a full disk it is done again.
             let mut inner = self.inner.borrow_mut();
             inner.stray_snapshots.extend(strays);
@@ -279,36 +280,9 @@ impl Log {
             std::mem::take(&mut inner.epochs_dirty).then(|| inner.epochs.format())
         };
         let Some(text) = text else { return Ok(()) };
-        let written = self.write_epochs(text).await;
+        let written = write_epochs(self.folder(), text).await;
         self.inner.borrow_mut().epochs_dirty |= written.is_err();
         written
-    }
-
-    async fn write_epochs(&self, text: String) -> Result<(), LogError> {
-        let path = self.folder().join(EPOCHS_FILE);
-        let new = self.folder().join(format!("{EPOCHS_FILE}.tmp"));
-        at(&new, ring::fs::write(&new, text.into_bytes()).await)?;
-        at(&path, ring::fs::rename(&new, &path).await)
-    }
-
-    pub(crate) async fn append_indexes(
-        &self,
-        base: i64,
-        bytes: &IndexBytes,
-    ) -> Result<(), LogError> {
-        for (kind, (position, bytes)) in [
-            (Kind::Index, &bytes.offsets),
-            (Kind::TimeIndex, &bytes.times),
-            (Kind::TxnIndex, &bytes.aborted),
-        ] {
-            // Kafka creates the first two always, the third when it is needed.
-            let needed = !bytes.is_empty() || (*position == 0 && kind != Kind::TxnIndex);
-            if needed {
-                let path = self.path(kind, base);
-                at(&path, append_file(&path, *position, bytes).await)?;
-            }
-        }
-        Ok(())
     }
 
     async fn delete_segment(&self, base: i64) -> Result<(), LogError> {
@@ -362,17 +336,50 @@ pub async fn append_file(path: &Path, position: u64, bytes: &[u8]) -> io::Result
         let (chunk, behind) = rest.split_at(rest.len().min(lease.len()));
         rest = behind;
         lease[..chunk.len()].copy_from_slice(chunk);
-        let (mut slice, _) = lease.freeze(chunk.len());
-        while !slice.is_empty() {
-            let written = file.write_at(at, Gather::from_iter([slice.clone()])).await?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            at += written as u64;
-            slice = slice.slice(written..slice.len());
-        }
+        let (slice, _) = lease.freeze(chunk.len());
+        write_all(&file, at, slice).await?;
+        at += chunk.len() as u64;
     }
     Ok(file)
+}
+
+/// Writes all of a slice, however little of it a write takes.
+pub async fn write_all(file: &File, position: u64, slice: Slice) -> io::Result<()> {
+    let (mut at, mut rest) = (position, slice);
+    while !rest.is_empty() {
+        let written = file.write_at(at, Gather::from_iter([rest.clone()])).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        at += written as u64;
+        rest = rest.slice(written..rest.len());
+    }
+    Ok(())
+}
+
+/// Writes what is pending of a segment's indexes to the files of these paths.
+pub async fn append_indexes(
+    path: impl Fn(Kind) -> PathBuf,
+    bytes: &IndexBytes,
+) -> Result<(), LogError> {
+    for (kind, (position, bytes)) in
+        INDEXES.into_iter().zip([&bytes.offsets, &bytes.times, &bytes.aborted])
+    {
+        // Kafka creates the first two always, the third when it is needed.
+        if !bytes.is_empty() || (*position == 0 && kind != Kind::TxnIndex) {
+            let path = path(kind);
+            at(&path, append_file(&path, *position, bytes).await)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a file of epochs into a log's folder, whole or not at all.
+pub async fn write_epochs(folder: &Path, text: String) -> Result<(), LogError> {
+    let path = folder.join(EPOCHS_FILE);
+    let new = folder.join(format!("{EPOCHS_FILE}.tmp"));
+    at(&new, ring::fs::write(&new, text.into_bytes()).await)?;
+    at(&path, ring::fs::rename(&new, &path).await)
 }
 
 /// Cuts a file that may not be there.

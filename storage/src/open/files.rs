@@ -13,7 +13,7 @@ use crate::position::Place;
 use crate::producers::Producers;
 use crate::recovery::{Found, FoundSegment};
 use crate::seal::Seal;
-use crate::work::{INDEXES, at, read_small};
+use crate::work::{INDEXES, at, read_small, remove};
 
 /// The folders of a log.
 pub(crate) struct Files {
@@ -31,6 +31,17 @@ impl Files {
     pub fn path(&self, kind: Kind, offset: i64) -> PathBuf {
         let folder = if kind == Kind::Seal { &self.seals } else { &self.folder };
         folder.join(kind.name(offset))
+    }
+
+    /// Removes a segment that lies behind the `end` of the log. The snapshot at the base of the
+    /// first of these is the end of what stays.
+    pub async fn remove_behind(&self, end: i64, base: i64) -> Result<(), LogError> {
+        for kind in Kind::ALL {
+            if kind != Kind::Snapshot || base > end {
+                remove(&self.path(kind, base)).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Creates the folder if it is new; refuses one of another topic id.
@@ -101,8 +112,7 @@ pub(super) async fn find(
         if missing && seal.is_none() {
             continue; // not even the damaged file's end is known
         }
-        let index_bytes =
-            [Kind::Index, Kind::TimeIndex, Kind::TxnIndex].map(|kind| length(kind, base));
+        let index_bytes = INDEXES.map(|kind| length(kind, base));
         segments.push(FoundSegment { base, bytes, seal, index_bytes });
     }
     let lost = entry.is_some_and(|entry| entry.doubtful);

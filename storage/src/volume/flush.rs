@@ -40,7 +40,7 @@ impl Volume {
     /// there was no room for its checkpoint.
     pub async fn flush(&self) -> bool {
         // A cycle that is under way may have begun before the last write ended: wait for the next.
-        let (failures, missed) = (self.flush_failures.get(), self.missed.get());
+        let (failures, missed) = (self.flush_failures(), self.missed.get());
         let cycle = self.cycles_begun.get() + 1;
         self.flush_urgent.set(true);
         self.flush_wanted.notify();
@@ -50,7 +50,7 @@ impl Volume {
             }
             self.flushes.after(cycle - 1).await;
         }
-        self.flush_failures.get() == failures && self.missed.get() == missed
+        self.flush_failures() == failures && self.missed.get() == missed
     }
 
     pub(super) async fn flush_cycle(self: Rc<Self>) {
@@ -127,7 +127,6 @@ impl Volume {
     async fn failed(&self, error: &io::Error) {
         tracing::error!(path = %self.path().display(), %error, "flush failed");
         self.counters.borrow_mut().flush_failures += 1;
-        self.flush_failures.set(self.flush_failures.get() + 1);
         for log in self.logs() {
             log.fail(&format!("flush failed: {error}"));
         }
