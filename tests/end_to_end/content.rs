@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tests::compare::equal;
 use tests::dump::{self, Gaps};
 use tests::image::{Batch, Image};
-use tests::understudy::Understudy;
+use tests::understudy::{LINK, Understudy};
 use tests::{Outcome, install, wait_for};
 
 use crate::stage::{Original, Stage, ensure};
@@ -266,6 +266,32 @@ pub fn kafka_before_four(stage: &mut Stage) -> Outcome {
     all.extend(transactions);
     let mut copy = Understudy::start("kafka3", &old.cluster, &["old-*"])?;
     old.prove(&mut copy, &all, Gaps::None).map(drop)
+}
+
+/// The oldest Kafka that may be a source, without topic ids: records, transactions, and a failover
+/// when it has died.
+pub fn kafka_two_point_one(stage: &mut Stage) -> Outcome {
+    let mut old = Stage::of(&stage.installed, install::KAFKA_2, "kafka2", 1)?;
+    let codecs = ["zstd"];
+    let topics = codecs.map(|codec| format!("oldest-{codec}"));
+    write_codecs(&old, &codecs, &topics)?;
+    let transactions = ["oldest-idempotent", "oldest-aborts", "oldest-open"];
+    write_transactions(&old, &transactions)?;
+    let mut copy = Understudy::start("kafka2", &old.cluster, &["oldest-*"])?;
+    let mut originals = Vec::new();
+    for topic in topics.iter().map(String::as_str).chain(transactions) {
+        let these = old.originals(topic)?;
+        let ends: Vec<i64> = these.iter().map(|o| o.offsets.end).collect();
+        copy.wait_caught_up(topic, &ends)?;
+        originals.extend(these);
+    }
+    old.cluster.kill(1);
+    copy.verb(&["failover", LINK, "--all"])?;
+    copy.wait_until("the link to be failed over", |all| {
+        all.len() == originals.len() && all.iter().all(|p| p.state == "FAILED_OVER")
+    })?;
+    copy.stop()?;
+    stage.prove_stopped(&copy, &originals, Gaps::None).map(drop)
 }
 
 fn all_are(original: &Original, what: &str, such: impl Fn(&Batch) -> bool) -> Outcome {

@@ -41,6 +41,7 @@ const SCENARIOS: &[Scenario] = &[
     ("flipped_bits_are_repaired", faults::flipped_bits_are_repaired),
     ("failover_with_the_source_dead", faults::failover_with_the_source_dead),
     ("kafka_before_four", content::kafka_before_four),
+    ("kafka_two_point_one", content::kafka_two_point_one),
 ];
 
 fn main() {

@@ -17,6 +17,8 @@ use crate::{Outcome, crate_dir, process, work_dir};
 pub const KAFKA: &str = "4.3.1";
 /// The last one before 4.
 pub const KAFKA_3: &str = "3.9.2";
+/// The oldest that may be a source; it runs on ZooKeeper.
+pub const KAFKA_2: &str = "2.1.1";
 
 /// MirrorMaker 2 of the Kafka of today, in a folder of its own: it brings all of Connect.
 const MIRROR_MAKER: &str = "mirror";
@@ -59,7 +61,7 @@ impl Installed {
 pub fn install() -> Outcome<Installed> {
     let _lock = lock()?;
     packages()?;
-    for version in [KAFKA, KAFKA_3] {
+    for version in [KAFKA, KAFKA_3, KAFKA_2] {
         kafka(version)?;
     }
     let java_classes = load_classes()?;
@@ -68,7 +70,7 @@ pub fn install() -> Outcome<Installed> {
 
 /// Whether all of it is there already, so that nothing would be fetched.
 pub fn is_installed() -> bool {
-    let parts = [KAFKA, KAFKA_3, MIRROR_MAKER, "classes"];
+    let parts = [KAFKA, KAFKA_3, KAFKA_2, MIRROR_MAKER, "classes"];
     missing().is_empty() && parts.iter().all(|part| kafka_dir(part).join("stamp").exists())
 }
 

@@ -1,4 +1,5 @@
-//! A real Kafka on loopback: KRaft, each node broker and controller at once, on free ports.
+//! A real Kafka on loopback, on free ports: KRaft, each node broker and controller at once; before
+//! it, brokers and one ZooKeeper.
 //!
 //! A cluster's files lie in a folder of its own below `tests/.kafka/run`, which goes when the
 //! cluster is dropped; the nodes' logs stay in `tests/.kafka/logs` until the next run.
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::install::Installed;
+use crate::install::{Installed, KAFKA_2};
 use crate::process::{self, Process};
 use crate::{Outcome, crate_dir, wait_for, work_dir};
 
@@ -51,7 +52,14 @@ pub struct Cluster {
     name: String,
     dir: PathBuf,
     nodes: Vec<Node>,
+    zookeeper: Option<ZooKeeper>,
     starts: u32,
+}
+
+#[derive(Debug)]
+struct ZooKeeper {
+    port: u16,
+    _process: Process,
 }
 
 #[derive(Debug)]
@@ -100,9 +108,16 @@ impl Cluster {
             name: name.to_owned(),
             dir,
             nodes,
+            zookeeper: None,
             starts: 0,
         };
-        cluster.format()?;
+        if version == KAFKA_2 {
+            cluster.zookeeper = Some(cluster.start_zookeeper()?);
+        }
+        cluster.configure()?;
+        if cluster.zookeeper.is_none() {
+            cluster.format()?;
+        }
         for id in cluster.ids() {
             cluster.launch(id)?;
         }
@@ -177,14 +192,40 @@ impl Cluster {
         Ok(())
     }
 
-    fn format(&self) -> Outcome {
-        let cluster_id = cluster_id();
-        let mut formats = Vec::new();
+    fn start_zookeeper(&self) -> Outcome<ZooKeeper> {
+        let port = free_port()?;
+        let config = self.dir.join("zookeeper.properties");
+        let properties = format!(
+            "dataDir={}
+clientPort={port}
+clientPortAddress=127.0.0.1
+admin.enableServer=false
+",
+            self.dir.join("zookeeper").display()
+        );
+        fs::write(&config, properties).map_err(|e| format!("{}: {e}", config.display()))?;
+        let mut command = self.java(&["-Xmx128m".into(), "-XX:TieredStopAtLevel=1".into()]);
+        command.arg("org.apache.zookeeper.server.ZooKeeperServerMain").arg(&config);
+        let log = self.log(&format!("{}-zookeeper", self.name))?;
+        // Brokers wait for it by themselves.
+        let process = Process::start("ZooKeeper", &mut command, &log, false)?;
+        Ok(ZooKeeper { port, _process: process })
+    }
+
+    fn configure(&self) -> Outcome {
         for id in self.ids() {
             let node_dir = self.node_dir(id);
             fs::create_dir_all(&node_dir).map_err(|e| format!("{}: {e}", node_dir.display()))?;
             fs::write(self.config(id), self.properties(id))
                 .map_err(|e| format!("{}: {e}", node_dir.display()))?;
+        }
+        Ok(())
+    }
+
+    fn format(&self) -> Outcome {
+        let cluster_id = cluster_id();
+        let mut formats = Vec::new();
+        for id in self.ids() {
             let mut command = self.java(&["-Xmx64m".into(), "-XX:TieredStopAtLevel=1".into()]);
             command.args(["kafka.tools.StorageTool", "format", "-t", &cluster_id, "-c"]);
             command.arg(self.config(id));
@@ -202,9 +243,7 @@ impl Cluster {
 
     fn launch(&mut self, id: usize) -> Outcome {
         self.starts += 1;
-        let logs = work_dir().join("logs");
-        fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()))?;
-        let log = logs.join(format!("{}-node{id}-start{}.log", self.name, self.starts));
+        let log = self.log(&format!("{}-node{id}-start{}", self.name, self.starts))?;
         let mut command = self.java(&self.settings.java);
         command.arg("kafka.Kafka").arg(self.config(id));
         let process = Process::start(&format!("node {id}"), &mut command, &log, false)?;
@@ -219,8 +258,16 @@ impl Cluster {
                 return Err(format!("node {id} ended: {status}\n{}", process.log_tail()));
             }
             let log = fs::read_to_string(process.log()).unwrap_or_default();
-            Ok(log.contains("Kafka Server started").then_some(()))
+            let before_kraft = format!("[KafkaServer id={id}] started");
+            let ready = log.contains("Kafka Server started") || log.contains(&before_kraft);
+            Ok(ready.then_some(()))
         })
+    }
+
+    fn log(&self, name: &str) -> Outcome<PathBuf> {
+        let logs = work_dir().join("logs");
+        fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()))?;
+        Ok(logs.join(format!("{name}.log")))
     }
 
     fn java(&self, words: &[String]) -> Command {
@@ -240,23 +287,43 @@ impl Cluster {
         self.node_dir(id).join("server.properties")
     }
 
-    fn properties(&self, id: usize) -> String {
+    /// Who it is and how it finds the others.
+    fn membership(&self, id: usize) -> String {
+        let Node { broker_port, controller_port, .. } = self.nodes[id - 1];
+        if let Some(zookeeper) = &self.zookeeper {
+            return format!(
+                "broker.id={id}
+zookeeper.connect=127.0.0.1:{}
+zookeeper.connection.timeout.ms=60000
+listeners=PLAINTEXT://127.0.0.1:{broker_port}",
+                zookeeper.port
+            );
+        }
         let voters: Vec<String> = self
             .ids()
             .zip(&self.nodes)
             .map(|(id, n)| format!("{id}@127.0.0.1:{}", n.controller_port))
             .collect();
-        let Node { broker_port, controller_port, .. } = self.nodes[id - 1];
-        let copies = self.nodes.len();
-        let in_sync = copies.div_ceil(2);
         format!(
             "process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
 listeners=PLAINTEXT://127.0.0.1:{broker_port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{broker_port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=4000",
+            voters = voters.join(","),
+        )
+    }
+
+    fn properties(&self, id: usize) -> String {
+        let broker_port = self.nodes[id - 1].broker_port;
+        let copies = self.nodes.len();
+        let in_sync = copies.div_ceil(2);
+        format!(
+            "{membership}
+advertised.listeners=PLAINTEXT://127.0.0.1:{broker_port}
 inter.broker.listener.name=PLAINTEXT
 log.dirs={data}
 auto.create.topics.enable=false
@@ -272,14 +339,12 @@ num.network.threads=2
 num.io.threads=4
 replica.fetch.max.bytes=8388608
 replica.lag.time.max.ms=5000
-broker.heartbeat.interval.ms=500
-broker.session.timeout.ms=4000
 log.cleaner.backoff.ms=500
 log.retention.check.interval.ms=2000
 log.segment.delete.delay.ms=1000
 {more}",
             more = self.settings.properties,
-            voters = voters.join(","),
+            membership = self.membership(id),
             data = self.log_dir(id).display(),
         )
     }
@@ -290,6 +355,7 @@ impl Drop for Cluster {
         for node in &mut self.nodes {
             node.process = None;
         }
+        self.zookeeper = None;
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
