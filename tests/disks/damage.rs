@@ -370,8 +370,8 @@ fn listing(folder: &Path) -> Outcome<Vec<(String, u64)>> {
     Ok(files)
 }
 
-/// Cuts a metadata store to what it says of itself: behind that lies the room that is kept for more,
-/// where no damage does harm.
+/// Cuts a metadata store to what it says of itself: behind that lies the room that is kept for
+/// more, where no damage does harm.
 fn without_room(store: &Path) -> Outcome {
     let told = |e: std::io::Error| format!("{}: {e}", store.display());
     let file = File::options().read(true).write(true).open(store).map_err(told)?;

@@ -299,14 +299,26 @@ fn data_dir(dir: &Path) -> Finding {
                 "put node.data_dirs on XFS or ext4".to_owned(),
             )
         }
+        // A node whose disk is full has to start: what is there can be read, and failed over.
+        Err(cause) if is_full(&cause) => finding(
+            "data_dir",
+            Severity::Warning,
+            format!(
+                "{shown} has no room for a block, so it was not tried whether it takes direct I/O"
+            ),
+            cause.to_string(),
+            "make room there: nothing is fetched until there is some",
+        ),
         Err(cause) => error(
             format!("nothing can be written to {shown}"),
             cause.to_string(),
-            format!(
-                "make {shown} writable for the user Understudy runs as, and see that it has room"
-            ),
+            format!("make {shown} writable for the user Understudy runs as"),
         ),
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Writes and reads one block through O_DIRECT, in a file that is gone afterwards.

@@ -27,9 +27,9 @@ pub fn records(bytes: &[u8]) {
     }
 }
 
-/// A store file that was changed at some places: where (three bytes), and to what (a run). The first
-/// byte says whether it gets a checksum that fits. What was written is found, or damage is; no more
-/// is allocated than the file's length allows for; and what opens can be written to.
+/// A store file that was changed at some places: where (three bytes), and to what (a run). The
+/// first byte says whether it gets a checksum that fits. What was written is found, or damage is;
+/// no more is allocated than the file's length allows for; and what opens can be written to.
 pub fn store(bytes: &[u8]) {
     let folder = tempfile::tempdir_in(in_memory()).expect("a temporary folder");
     let path = folder.path().join("metadata.store");
