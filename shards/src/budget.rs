@@ -70,8 +70,10 @@ impl Budget {
         Place { budget: self, ticket }
     }
 
+    /// While an answer arrives, what has come of it is reserved and lent out: it counts twice. With
+    /// larger shares half of the connections would wait for the other half.
     fn fair_share(&self, bytes_max: usize) -> usize {
-        let share = reservable() / self.sharers.get().max(1);
+        let share = reservable() / (2 * self.sharers.get()).max(1);
         share.max(FETCH_BYTES_MIN).min(bytes_max)
     }
 
@@ -154,5 +156,27 @@ mod tests {
             assert_eq!(rest.bytes(), reservable() - held.len());
         };
         run(Config::small(), reserving).expect("an executor");
+    }
+
+    #[test]
+    fn all_that_share_receive_at_once() {
+        let receiving = async {
+            let budget = Rc::new(Budget::default());
+            let sharers: Vec<_> = (0..4).map(|_| Budget::share(&budget)).collect();
+            let (mut held, mut answers) = (Vec::new(), Vec::new());
+            for _ in &sharers {
+                let reserving = Budget::reserve(&budget, usize::MAX);
+                let reserved = timeout(Duration::from_secs(10), reserving).await;
+                let reserved = reserved.expect("its share, though the others' answers are here");
+                let mut missing = reserved.bytes();
+                while missing > 0 {
+                    let bytes = missing.min(256 << 10);
+                    held.push(ring::lease(bytes, ring::Class::Records).await);
+                    missing -= bytes;
+                }
+                answers.push(reserved);
+            }
+        };
+        run(Config { arena_bytes: 16 << 20, ..Config::small() }, receiving).expect("an executor");
     }
 }
