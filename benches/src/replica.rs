@@ -24,6 +24,10 @@ pub const USER: &str = "user s/GiB";
 pub const SYSTEM: &str = "system s/GiB";
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(90);
 const COPY_LIMIT: Duration = Duration::from_secs(600);
+/// This part of a wire, over such a time, counts as full.
+const NEARLY_FULL: f64 = 0.9;
+const JUDGED: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What is replicated and how.
 #[derive(Clone, Debug)]
@@ -40,6 +44,9 @@ pub struct Replica {
     pub link: Option<Link>,
     /// When the clock runs.
     pub window: Window,
+    /// Records that nine of ten partitions have before a steady window begins: their files are
+    /// there then, and have grown a few times.
+    pub begun_records: i64,
 }
 
 /// Which part of a replication is measured.
@@ -81,6 +88,9 @@ pub struct Figures {
     pub peak_resident_bytes: u64,
     /// Open connections that carry records, at the window's end.
     pub connections: u64,
+    /// Seconds from the first connection to where the wire between the two was nearly full; none
+    /// if there is no wire, or it never was before the window.
+    pub full_after_seconds: Option<f64>,
 }
 
 /// A moment of a running node and its source.
@@ -115,6 +125,7 @@ impl Replica {
             connections_max: 8,
             link: None,
             window,
+            begun_records: 0,
         }
     }
 
@@ -124,7 +135,8 @@ impl Replica {
     /// A step fails, or the copy differs.
     pub fn measure(&self, options: &Options) -> Outcome<Figures> {
         let mut running = self.start(options)?;
-        let (before, after) = self.watch(&mut running)?;
+        let mut full_after_seconds = None;
+        let (before, after) = self.watch(&mut running, &mut full_after_seconds)?;
         let peak_resident_bytes = running.node.process().peak_resident_bytes()?;
         running.finish()?;
         Ok(Figures {
@@ -138,6 +150,7 @@ impl Replica {
             ),
             peak_resident_bytes,
             connections: after.connections,
+            full_after_seconds,
         })
     }
 
@@ -174,7 +187,11 @@ impl Replica {
         }
     }
 
-    fn watch(&self, running: &mut Running) -> Outcome<(Moment, Moment)> {
+    fn watch(
+        &self,
+        running: &mut Running,
+        full_after_seconds: &mut Option<f64>,
+    ) -> Outcome<(Moment, Moment)> {
         let many = self.partitions() > 256;
         let poll = Duration::from_millis(if many { 250 } else { 10 });
         match self.window {
@@ -202,7 +219,7 @@ impl Replica {
             Window::Part { after, time } => {
                 let some = |view: &Value| view["links"][0]["connections"].as_u64() > Some(0);
                 running.node.wait_for("a connection", poll, COPY_LIMIT, some)?;
-                std::thread::sleep(after);
+                *full_after_seconds = running.watch_filling(after, self.link);
                 let before = running.moment()?;
                 std::thread::sleep(time);
                 Ok((before, running.moment()?))
@@ -218,7 +235,8 @@ impl Replica {
         let partitions = self.partitions();
         let caught_up = |view: &Value| {
             let near = |p: &Value| p["lag_records"].as_i64().is_some_and(|lag| lag <= 256);
-            all_partitions(view).filter(|(_, p)| near(p)).count() >= partitions / 10 * 9
+            let begun = |p: &Value| p["received"].as_i64() >= Some(self.begun_records);
+            all_partitions(view).filter(|(_, p)| near(p) && begun(p)).count() >= partitions / 10 * 9
         };
         let poll = Duration::from_millis(250);
         running.node.wait_for("the source's end", poll, CATCH_UP_LIMIT, caught_up)?;
@@ -270,6 +288,31 @@ impl Running {
         Ok(())
     }
 
+    /// Lets it run for so long; after how many seconds the wire was nearly full, if it was.
+    fn watch_filling(&self, time: Duration, link: Option<Link>) -> Option<f64> {
+        let begun = Instant::now();
+        let wire = link.and_then(|link| link.bytes_per_second);
+        let (Some(wire), Some(proxy)) = (wire, &self.proxy) else {
+            std::thread::sleep(time);
+            return None;
+        };
+        let mut seen: Vec<(f64, u64)> = Vec::new();
+        let mut full_after = None;
+        while begun.elapsed() < time {
+            std::thread::sleep(LOOK.min(time.saturating_sub(begun.elapsed())));
+            let now = begun.elapsed().as_secs_f64();
+            let bytes = proxy.delivered_bytes();
+            let earlier = seen.iter().rfind(|(at, _)| now - at >= JUDGED.as_secs_f64());
+            let is_full =
+                |(at, had): &(f64, u64)| (bytes - had) as f64 >= wire * NEARLY_FULL * (now - at);
+            if full_after.is_none() && earlier.is_some_and(is_full) {
+                full_after = earlier.map(|(at, _)| *at);
+            }
+            seen.push((now, bytes));
+        }
+        full_after
+    }
+
     fn moment(&self) -> Outcome<Moment> {
         let view = self.node.status()?;
         Ok(Moment {
@@ -292,6 +335,11 @@ impl Running {
     /// A step fails, or the copy differs.
     pub fn finish(mut self) -> Outcome<u64> {
         self.source.kill()?;
+        // What is still on its way through a proxy comes first.
+        drop(self.proxy.take());
+        let apart = |view: &Value| view["links"][0]["connections"].as_u64() == Some(0);
+        let poll = Duration::from_millis(100);
+        self.node.wait_for("the end of its connections", poll, COPY_LIMIT, apart)?;
         self.finish_alone()
     }
 
