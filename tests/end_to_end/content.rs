@@ -148,28 +148,28 @@ fn write_transactions(stage: &Stage, topics: &[&str; 3]) -> Outcome {
     Ok(())
 }
 
+/// A topic whose cleaner is eager.
+const COMPACTED: &[(&str, &str)] = &[
+    ("cleanup.policy", "compact"),
+    ("segment.bytes", "1048576"),
+    ("segment.ms", "5000"),
+    ("min.cleanable.dirty.ratio", "0.01"),
+];
+
+/// Records whose keys come again and again.
+fn some(seed: u32) -> Value {
+    json!({
+        "records": 25_000, "keys": 4_000, "value_bytes": 150, "nulls": false, "codec": "none",
+        "batch_bytes": 4096, "seed": seed,
+    })
+}
+
 /// A compacted topic, copied before its cleaner ran and again after it.
 pub fn compacted_with_gaps(stage: &mut Stage) -> Outcome {
     let topic = "compacted";
     let waiting = "9000000000000000";
-    stage.load.create(
-        topic,
-        1,
-        3,
-        &[
-            ("cleanup.policy", "compact"),
-            ("segment.bytes", "1048576"),
-            ("segment.ms", "5000"),
-            ("min.cleanable.dirty.ratio", "0.01"),
-            ("min.compaction.lag.ms", waiting),
-        ],
-    )?;
-    let some = |seed: u32| {
-        json!({
-            "records": 25_000, "keys": 4_000, "value_bytes": 150, "nulls": false, "codec": "none",
-            "batch_bytes": 4096, "seed": seed,
-        })
-    };
+    let configs = [COMPACTED, &[("min.compaction.lag.ms", waiting)]].concat();
+    stage.load.create(topic, 1, 3, &configs)?;
     stage.load.produce(topic, some(1))?;
     let mut before = Understudy::start("compacted-before", &stage.cluster, &[topic])?;
     let originals = stage.prove(&mut before, &[topic], Gaps::None)?;
@@ -196,16 +196,20 @@ pub fn compacted_with_gaps(stage: &mut Stage) -> Outcome {
     Ok(())
 }
 
-/// Waits until the cleaner has left a topic alone for a while: twice its pause.
+/// Waits until the cleaner of the topic's leader, which may no longer touch it, has done with it: it
+/// has one thread, and that has cleaned another topic which is younger than the prohibition.
 fn settled(stage: &Stage, topic: &str) -> Outcome {
-    let mut last: Option<Vec<Batch>> = None;
-    wait_for("the cleaner to rest", Duration::from_secs(60), || {
-        std::thread::sleep(Duration::from_secs(1));
-        let now: Vec<Batch> =
-            stage.originals(topic)?.into_iter().flat_map(|o| o.image.batches).collect();
-        let rests = last.as_ref() == Some(&now);
-        last = Some(now);
-        Ok(rests.then_some(()))
+    let other = format!("{topic}-other");
+    let configs = [COMPACTED, &[("min.compaction.lag.ms", "0")]].concat();
+    stage.load.create(&other, 1, 3, &configs)?;
+    let leader = stage.load.describe(topic)?.leaders[0].ok_or("a partition without a leader")?;
+    let dir = stage.cluster.partition_dir(leader, &other, 0);
+    let mut seed = 0;
+    wait_for("the cleaner to come round", Duration::from_secs(90), || {
+        // More of it, so that what was there can be rolled and cleaned.
+        stage.load.produce(&other, some(seed))?;
+        seed += 1;
+        Ok(Image::read(&dir).is_ok_and(|image| image.gaps() > 0).then_some(()))
     })
 }
 
