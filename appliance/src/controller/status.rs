@@ -8,7 +8,7 @@ use super::verbs::shown_id;
 use super::{Controller, wall_ms};
 use crate::states::{Answer, LinkMode, LinkState, TopicState};
 use serde::{Deserialize, Serialize};
-use shards::control::{FaultCode, PartitionState, PartitionStatus, ShardStatus};
+use shards::control::{FaultCode, PartitionKey, PartitionState, PartitionStatus, ShardStatus};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -211,8 +211,6 @@ pub enum Depth {
     Partitions,
 }
 
-type Key = (String, String, i32);
-
 /// Remembers earlier counters, so that rates can be told.
 #[derive(Default)]
 pub struct Rates {
@@ -221,33 +219,28 @@ pub struct Rates {
 }
 
 /// When and how many bytes, by partition.
-type Sample = HashMap<Key, (i64, u64)>;
+type Sample = HashMap<PartitionKey, (i64, u64)>;
 
 impl Rates {
     /// Takes counters in; call it every few seconds.
     pub fn sample(&self, statuses: &[Option<ShardStatus>], now_ms: i64) {
+        // The oldest goes first: of thousands of partitions there are never three tables.
+        self.before.replace(self.latest.take());
         let partitions = statuses.iter().flatten().flat_map(|status| &status.partitions);
-        let fresh = partitions.map(|status| (key(status), (now_ms, status.bytes_received)));
-        let latest = self.latest.replace(fresh.collect());
-        *self.before.borrow_mut() = latest;
+        let fresh = partitions.map(|status| (status.key.clone(), (now_ms, status.bytes_received)));
+        self.latest.replace(fresh.collect());
     }
 
     fn rate(&self, status: &PartitionStatus, now_ms: i64) -> Option<f64> {
-        let key = key(status);
         // Right after a sample was taken, the one before it tells more.
         [&self.latest, &self.before].into_iter().find_map(|sample| {
-            let (then_ms, bytes) = *sample.borrow().get(&key)?;
+            let (then_ms, bytes) = *sample.borrow().get(&status.key)?;
             let elapsed_ms = now_ms - then_ms;
             // A counter that went back belongs to an earlier life of the partition.
             let grown = status.bytes_received.checked_sub(bytes)?;
             (elapsed_ms >= RATE_WINDOW_MIN_MS).then(|| grown as f64 * 1000.0 / elapsed_ms as f64)
         })
     }
-}
-
-fn key(status: &PartitionStatus) -> Key {
-    let key = &status.key;
-    (key.link.to_string(), key.topic.to_string(), key.partition)
 }
 
 /// One moment of the whole node, to build views from.
