@@ -18,6 +18,29 @@ fn topic(name: &str, partitions: i32, batches: u64) -> TopicSpec {
     TopicSpec::new(name, partitions, batches).with_batches(7, 20_000, 16)
 }
 
+/// A shard that has all of `orders`: so many partitions of 20 batches.
+fn caught_up(partitions: i32) -> World {
+    let orders = topic("orders", partitions, 20);
+    let mut world = World::new(Faults::none(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    world
+}
+
+/// One more, of two partitions, whose disk takes no write any more: the second has noticed.
+fn with_a_failed_log() -> World {
+    let mut world = caught_up(2);
+    let mut faults = Faults::none();
+    faults.disk.write_error_ppm = 1_000_000;
+    world.sim.set_faults(faults);
+    world.cluster.append("orders", 1, 2).expect("appends");
+    world.until("the failure", MINUTE, |status| status.partitions.iter().any(has_failed));
+    world
+}
+
+fn has_failed(partition: &PartitionStatus) -> bool {
+    partition.state == PartitionState::Faulted(FaultCode::LocalLog)
+}
+
 /// A link with so long a way there and back, and 100 KiB on the way at most per connection.
 fn long_link(round_trip: Duration) -> Faults {
     let mut faults = Faults::none();
@@ -81,19 +104,11 @@ fn answers_are_allowed_no_more_than_is_reserved_for_them() {
 
 #[test]
 fn a_failed_log_is_opened_again_when_its_time_has_come() {
-    let mut faults = Faults::none();
-    let orders = topic("orders", 2, 20);
-    let mut world = World::new(faults.clone(), &[orders], settings(), 16 << 20);
-    world.until_caught_up(MINUTE);
-    faults.disk.write_error_ppm = 1_000_000;
-    world.sim.set_faults(faults.clone());
-    world.cluster.append("orders", 1, 2).expect("appends");
-    let failed = |p: &PartitionStatus| p.state == PartitionState::Faulted(FaultCode::LocalLog);
-    world.until("the failure", MINUTE, |status| status.partitions.iter().any(failed));
+    let mut world = with_a_failed_log();
     // Tries do not help; pauses between them grow, up to minutes.
     world.sim.run_for(10 * MINUTE);
     let sick = world.partition("orders", 1);
-    assert!(failed(&sick) && sick.reason.is_some(), "{sick:?}");
+    assert!(has_failed(&sick) && sick.reason.is_some(), "{sick:?}");
     world.sim.set_faults(Faults::none());
     world.until_caught_up(10 * MINUTE);
     let well = world.partition("orders", 1);
@@ -102,15 +117,7 @@ fn a_failed_log_is_opened_again_when_its_time_has_come() {
 
 #[test]
 fn a_failed_log_is_opened_at_once_when_it_is_resumed() {
-    let mut faults = Faults::none();
-    let orders = topic("orders", 2, 20);
-    let mut world = World::new(faults.clone(), &[orders], settings(), 16 << 20);
-    world.until_caught_up(MINUTE);
-    faults.disk.write_error_ppm = 1_000_000;
-    world.sim.set_faults(faults.clone());
-    world.cluster.append("orders", 1, 2).expect("appends");
-    let failed = |p: &PartitionStatus| p.state == PartitionState::Faulted(FaultCode::LocalLog);
-    world.until("the failure", MINUTE, |status| status.partitions.iter().any(failed));
+    let mut world = with_a_failed_log();
     world.sim.run_for(10 * MINUTE);
     world.sim.set_faults(Faults::none());
     let now_ms = world.sim.enter(world.executor, ring::wall_ms);
@@ -157,9 +164,7 @@ fn a_disk_that_fills_again_and_again_leaves_no_partition_behind() {
 
 #[test]
 fn a_high_watermark_that_was_false_is_not_kept_for_ever() {
-    let orders = topic("orders", 1, 20);
-    let mut world = World::new(Faults::none(), &[orders], settings(), 16 << 20);
-    world.until_caught_up(MINUTE);
+    let mut world = caught_up(1);
     let lie = Fault::HighWatermark(10_000);
     world.cluster.inject(Target::partition("orders", 0), lie, None);
     world.cluster.append("orders", 0, 1).expect("appends");
@@ -175,10 +180,8 @@ fn a_high_watermark_that_was_false_is_not_kept_for_ever() {
 
 #[test]
 fn a_clock_that_jumps_moves_no_retry_and_no_lag() {
+    let mut world = caught_up(2);
     let mut faults = Faults::none();
-    let orders = topic("orders", 2, 20);
-    let mut world = World::new(faults.clone(), &[orders], settings(), 16 << 20);
-    world.until_caught_up(MINUTE);
     faults.clock.jump_ppm = 100_000;
     world.sim.set_faults(faults.clone());
     // One partition waits, again and again, while the clock goes up to an hour to and fro.
@@ -219,9 +222,7 @@ fn memory_that_is_all_held_by_idle_ends_is_named() {
 
 #[test]
 fn a_source_that_says_diverging_again_and_again_is_asked_seldom_and_named() {
-    let orders = topic("orders", 2, 20);
-    let mut world = World::new(Faults::none(), &[orders], settings(), 16 << 20);
-    world.until_caught_up(MINUTE);
+    let mut world = caught_up(2);
     let lie = Fault::Diverging { epoch: 0, end_offset: 32 };
     world.cluster.inject(Target::partition("orders", 1), lie, None);
     world.cluster.append("orders", 1, 5).expect("appends");
@@ -256,9 +257,7 @@ fn many_partitions_are_deleted_while_another_is_followed() {
 
 #[test]
 fn a_batch_longer_than_any_can_be_is_asked_for_again_and_then_named_as_bad() {
-    let orders = topic("orders", 2, 20);
-    let mut world = World::new(Faults::none(), &[orders], settings(), 16 << 20);
-    world.until_caught_up(MINUTE);
+    let mut world = caught_up(2);
     let lie = Fault::BatchLength(i32::MAX);
     world.cluster.inject(Target::partition("orders", 1), lie.clone(), Some(2));
     world.cluster.append("orders", 1, 5).expect("appends");
