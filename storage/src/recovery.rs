@@ -28,6 +28,8 @@ pub struct FoundSegment {
     pub bytes: u64,
     /// Its seal, if there is a good one.
     pub seal: Option<Seal>,
+    /// Whether there is a seal, good or not.
+    pub has_seal: bool,
     /// Lengths of `.index`, `.timeindex` and `.txnindex`, 0 if missing.
     pub index_bytes: [u64; 3],
 }
@@ -324,7 +326,7 @@ impl Recovery {
     /// The log ends in the segment in turn.
     fn end_here(&mut self, place: Place, file_bytes: u64, stopped: &Stopped) {
         let segment = &self.found.segments[self.at];
-        if segment.seal.is_some() {
+        if segment.has_seal {
             self.verdict.unseal = Some(segment.base);
         }
         if file_bytes > place.bytes {

@@ -32,10 +32,12 @@ use tally::Tally;
 /// slot that kept the node down; sealing that waited for the memory it was to free; an empty
 /// log that forgot, in a restart, that its first batch may begin below it; files of a deleted topic
 /// that a power loss brought back; what was known of a deleted log held against its successor; a
-/// checker that missed records where the source has none, before an empty segment and at its end.
+/// checker that missed records where the source has none, before an empty segment and at its end; a
+/// garbled seal left beside a segment that was appended to again; a checker that did not wait until
+/// a source of the same length had been asked.
 const FOUND: &[u64] = &[
     1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076, 40085,
-    40132, 60183, 20167, 20330, 20343,
+    40132, 60183, 20167, 20330, 20343, 70337, 70456,
 ];
 
 /// How long the plain command runs.

@@ -18,6 +18,8 @@ use crate::world::{World, quiet};
 const OPENING: Duration = Duration::from_secs(120);
 /// How long catching up may take: longer than the longest pause between two tries.
 const CATCHING_UP: Duration = Duration::from_secs(900);
+/// In which every partition is answered: twice as long as a source may hold a fetch.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often a person has to say the same for one partition.
 const ATTENDED_MAX: u32 = 4;
@@ -279,6 +281,10 @@ fn is_done(world: &World, status: &PartitionStatus) -> bool {
 fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), String> {
     let until = world.sim.now() + CATCHING_UP;
     let mut attended = std::collections::BTreeMap::new();
+    // A copy may be as long as a source that lost its log's end and grew again: that it is another
+    // one, it hears with the next answer.
+    let asked_again = if world.plan.trouble.unclean { ASKED_AGAIN } else { Duration::ZERO };
+    let mut done_since = None;
     loop {
         world.pass(Duration::from_millis(50))?;
         let keys: Vec<PartitionKey> = world.models.keys().cloned().collect();
@@ -294,8 +300,12 @@ fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), 
             }
         }
         if open.is_empty() && gone.is_none() {
-            return Ok(());
+            if world.sim.now() >= *done_since.get_or_insert(world.sim.now()) + asked_again {
+                return Ok(());
+            }
+            continue;
         }
+        done_since = None;
         if world.sim.now() > until {
             if let Some(key) = gone {
                 return Err(format!("{key} is gone"));

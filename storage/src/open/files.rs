@@ -105,7 +105,8 @@ pub(super) async fn find(
         }
         let bytes = if missing { 0 } else { bytes };
         let mut seal = None;
-        if listing.contains_key(&(base, Kind::Seal as u8)) {
+        let has_seal = listing.contains_key(&(base, Kind::Seal as u8));
+        if has_seal {
             let bytes = read_small(&files.path(Kind::Seal, base)).await?.unwrap_or_default();
             seal = Seal::decode(&bytes).ok().filter(|seal| seal.base == base);
         }
@@ -113,7 +114,7 @@ pub(super) async fn find(
             continue; // not even the damaged file's end is known
         }
         let index_bytes = INDEXES.map(|kind| length(kind, base));
-        segments.push(FoundSegment { base, bytes, seal, index_bytes });
+        segments.push(FoundSegment { base, bytes, seal, has_seal, index_bytes });
     }
     let lost = entry.is_some_and(|entry| entry.doubtful);
     // An entry made up for want of a checkpoint holds no place.

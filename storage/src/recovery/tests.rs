@@ -21,7 +21,8 @@ fn seal(base: i64, bytes: u64, next_offset: i64, next_base: i64) -> Seal {
 }
 
 fn segment(base: i64, bytes: u64, seal: Option<Seal>) -> FoundSegment {
-    FoundSegment { base, bytes, seal, index_bytes: NO_INDEX }
+    let has_seal = seal.is_some();
+    FoundSegment { base, bytes, seal, has_seal, index_bytes: NO_INDEX }
 }
 
 fn entry(segment: i64, bytes: u64, offset: i64) -> Entry {
@@ -167,6 +168,11 @@ fn a_later_segment_counts_only_if_those_before_are_sealed() {
     let (verdict, _) = recover(found(segments, Some(entry(0, 4000, 7))), &good, Stopped::Zeros);
     assert_eq!(verdict.end.bytes, 5000);
     assert_eq!(verdict.remove, [10]);
+    assert_eq!(verdict.unseal, Some(0));
+    // The same with one that is garbled.
+    let garbled = FoundSegment { has_seal: true, ..segment(0, 8192, None) };
+    let segments = vec![garbled, segment(10, 4096, None)];
+    let (verdict, _) = recover(found(segments, Some(entry(0, 4000, 7))), &good, Stopped::Zeros);
     assert_eq!(verdict.unseal, Some(0));
     // And with one that it reaches.
     let segments = vec![segment(0, 5000, Some(seal(0, 5000, 8, 10))), segment(10, 4096, None)];

@@ -336,8 +336,9 @@ pub fn recovery(bytes: &[u8]) {
         let bytes = u64::from(u32::from_be_bytes(input.take()));
         let sealed = with_checksum(input.run(), 8, crc::crc32, false);
         let seal = Seal::decode(&sealed).ok().filter(|seal| seal.base == base);
+        let has_seal = !sealed.is_empty();
         let index_bytes = seal.as_ref().map_or([0; 3], |seal| seal.index_bytes.map(u64::from));
-        segments.push(FoundSegment { base, bytes, seal, index_bytes });
+        segments.push(FoundSegment { base, bytes, seal, has_seal, index_bytes });
     }
     segments.sort_by_key(|segment| segment.base);
     segments.dedup_by_key(|segment| segment.base);
