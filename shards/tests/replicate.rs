@@ -389,16 +389,18 @@ fn a_log_that_ends_with_a_gap_is_caught_up() {
     let source = serve(config).expect("a source");
     let cluster = source.cluster();
     let from = cluster.log("orders", 0).expect("it has it");
-    let batch = |base_offset: i64| {
+    let batch = |base_offset: i64, epoch: i32| {
         let mut bytes = Vec::new();
         from.write_batch(&from.batch_at(0).expect("a batch"), &mut bytes);
         bytes[..8].copy_from_slice(&base_offset.to_be_bytes());
+        bytes[12..16].copy_from_slice(&epoch.to_be_bytes());
         bytes
     };
-    let append = |base| cluster.append_batches("gappy", 0, &[batch(base)], true).expect("appends");
+    let append =
+        |base| cluster.append_batches("gappy", 0, &[batch(base, 0)], true).expect("appends");
     append(0);
     append(100);
-    cluster.lose_tail("gappy", 0, 100).expect("loses");
+    let epoch = cluster.lose_tail("gappy", 0, 100).expect("loses");
     let mut rig = Rig::new(source, &topics, settings());
     let of = |status: &ShardStatus, topic: &str| {
         status.partitions.iter().find(|p| &*p.key.topic == topic).expect("it is known").clone()
@@ -410,7 +412,7 @@ fn a_log_that_ends_with_a_gap_is_caught_up() {
         p.caught_up_at_ms.is_some() && ends == (Some(100), Some(16), 16)
     });
     // What comes behind the gap is taken as ever.
-    rig.source.cluster().append_batches("gappy", 0, &[batch(100)], true).expect("appends");
+    rig.source.cluster().append_batches("gappy", 0, &[batch(100, epoch)], true).expect("appends");
     rig.until_caught_up();
     rig.stop();
 }

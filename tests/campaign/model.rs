@@ -148,7 +148,7 @@ impl Model {
     pub fn lost(&mut self, before: PartitionLog, at: i64) {
         // There may be a gap before the cut: what is sure ends with the last record.
         let whole = before.batches_from(before.log_start()).take_while(|b| b.next_offset <= at);
-        let sure = whole.last().map_or(before.log_start(), |batch| batch.next_offset);
+        let sure = whole.last().map_or(before.log_start().min(at), |batch| batch.next_offset);
         self.before.push(before);
         if self.sealed.is_none() {
             self.open_cuts.push(sure);
