@@ -25,4 +25,5 @@ mod repairing;
 mod shard;
 mod sink;
 
+pub use ring::{return_freed_memory, trim_freed_memory};
 pub use shard::{ShardHandle, StartError, run, start};

@@ -64,6 +64,8 @@ impl Node {
         }
         let data = Boot::prepare(dirs)?;
         raise_limits();
+        // Before there are threads that allocate much.
+        shards::return_freed_memory();
         let found = data.partitions();
         let host = host::look(&config.shards, dirs, found.len() as u64)?;
         judge(&host)?;

@@ -42,6 +42,7 @@ pub use file::{File, OpenOptions};
 pub use memory::{BLOCK, Class, Gather, Lease, MemoryUse, Slice, lease, memory, try_lease};
 pub use socket::{Address, Listener, SocketWatch, Stream};
 pub use time::{Elapsed, Instant, now, random, sleep, sleep_until, timeout, wall_ms};
+pub use uring::{return_freed_memory, trim_freed_memory};
 
 #[cfg(test)]
 mod tests;

@@ -29,7 +29,10 @@ mod setup;
 mod system;
 #[cfg(test)]
 pub use setup::explain;
-pub use system::{close_descriptor, free_bytes, sync_filesystem, thread_cpu};
+pub use system::{
+    close_descriptor, free_bytes, return_freed_memory, sync_filesystem, thread_cpu,
+    trim_freed_memory,
+};
 
 /// The eventfd read that other threads complete to wake this one.
 const BELL: u64 = u64::MAX;

@@ -76,6 +76,27 @@ fn clock_nanos(clock: libc::clockid_t) -> u64 {
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
+/// Asks the allocator to give large pieces back to the system as soon as they are freed. Left alone,
+/// glibc raises its thresholds with every large piece it sees freed (mallopt(3)), and what was
+/// needed once stays with the process. Other allocators do as they like.
+pub fn return_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: takes two numbers. It can only refuse them.
+        unsafe { libc::mallopt(parameter, 128 << 10) };
+    }
+}
+
+/// Gives freed memory back to the system. It holds every thread's allocations up for some
+/// milliseconds: for moments after which little is allocated for long (malloc_trim(3)).
+pub fn trim_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 pub fn sync_filesystem(file: &File) -> io::Result<()> {
     // SAFETY: takes a live descriptor and no pointers.
     check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
