@@ -1,8 +1,9 @@
 //! Checksums, behind four functions, so that the choice of crate is made in one place.
 //!
 //! Kafka's magic 2 and our seals use CRC-32C (Castagnoli); the older message formats and our own
-//! checkpoints use CRC-32 (IEEE); the metadata store uses CRC-64/NVME. [`combine`] joins the checksums of two neighbouring ranges, so
-//! that a segment's checksum is made of its batches' checksums without reading a byte twice.
+//! checkpoints use CRC-32 (IEEE); the metadata store uses CRC-64/NVME. [`combine`] joins the
+//! checksums of two neighbouring ranges, so that a segment's checksum is made of its batches'
+//! checksums without reading a byte twice.
 
 use crc_fast::{CrcAlgorithm, Digest};
 

@@ -196,8 +196,8 @@ pub fn compacted_with_gaps(stage: &mut Stage) -> Outcome {
     Ok(())
 }
 
-/// Waits until the cleaner of the topic's leader, which may no longer touch it, has done with it: it
-/// has one thread, and that has cleaned another topic which is younger than the prohibition.
+/// Waits until the cleaner of the topic's leader, which may no longer touch it, has done with it:
+/// it has one thread, and that has cleaned another topic which is younger than the prohibition.
 fn settled(stage: &Stage, topic: &str) -> Outcome {
     let other = format!("{topic}-other");
     let configs = [COMPACTED, &[("min.compaction.lag.ms", "0")]].concat();

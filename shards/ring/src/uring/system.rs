@@ -76,8 +76,8 @@ fn clock_nanos(clock: libc::clockid_t) -> u64 {
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
-/// Asks the allocator to give large pieces back to the system as soon as they are freed. Left alone,
-/// glibc raises its thresholds with every large piece it sees freed (mallopt(3)), and what was
+/// Asks the allocator to give large pieces back to the system as soon as they are freed. Left
+/// alone, glibc raises its thresholds with every large piece it sees freed (mallopt(3)), and what was
 /// needed once stays with the process. Other allocators do as they like.
 pub fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
