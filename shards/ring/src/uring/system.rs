@@ -77,8 +77,8 @@ fn clock_nanos(clock: libc::clockid_t) -> u64 {
 }
 
 /// Asks the allocator to give large pieces back to the system as soon as they are freed. Left
-/// alone, glibc raises its thresholds with every large piece it sees freed (mallopt(3)), and what was
-/// needed once stays with the process. Other allocators do as they like.
+/// alone, glibc raises its thresholds with every large piece it sees freed (mallopt(3)), and what
+/// was needed once stays with the process. Other allocators do as they like.
 pub fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
     for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
