@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::budget::Budget;
 use crate::control::{Command, Event, LinkSettings, Mode, PartitionKey, ShardConfig};
-use crate::limits::{COMMANDS_WAITING_MAX, MAINTENANCE_INTERVAL, POOL_INTERVAL};
+use crate::limits::{COMMANDS_WAITING_MAX, LOGS_AT_ONCE, MAINTENANCE_INTERVAL, POOL_INTERVAL};
 use crate::link::Link;
 use crate::partition::{Condition, Partition};
 use crate::repairing::verify_all;
@@ -354,5 +354,24 @@ impl Shard {
         // Links point back here: without this the shard, and the lock on its directories, leaks.
         self.links.borrow_mut().clear();
         self.partitions.borrow_mut().clear();
+    }
+}
+
+/// Does the same with many logs, a few of them at a time; what came of each, in order.
+async fn a_few_at_once<I, T: 'static, F: Future<Output = T> + 'static>(
+    all: Vec<I>,
+    work: impl Fn(I) -> F,
+) -> Vec<T> {
+    let mut done = Vec::with_capacity(all.len());
+    let mut waiting = all.into_iter().map(work);
+    loop {
+        let running: Vec<_> =
+            waiting.by_ref().take(LOGS_AT_ONCE).map(|one| spawn(Share::Background, one)).collect();
+        if running.is_empty() {
+            return done;
+        }
+        for task in running {
+            done.push(task.await);
+        }
     }
 }

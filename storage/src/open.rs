@@ -24,7 +24,7 @@ use crate::segment::Segment;
 use crate::store::Memory;
 use crate::volume::{Volume, is_full};
 use crate::work::{
-    APPEND, INDEXES, append_indexes, at, cut_file, index_crc, read_small, remove, write_epochs,
+    APPEND, INDEXES, append_indexes, at, cut_file, read_small, remove, write_epochs,
 };
 
 mod files;
@@ -101,14 +101,30 @@ pub(crate) async fn open(
     Ok((log, Recovered { positions, ..recovered }))
 }
 
+/// What was read of one segment.
+struct ScannedSegment {
+    base: i64,
+    end: Place,
+    indexes: Indexes,
+    /// Its checksums, if it was read from its start.
+    checksums: Option<SealBuilder>,
+}
+
+/// What the seal of a finished segment is made of.
+struct Reseal {
+    checksums: SealBuilder,
+    end: Place,
+    indexes: IndexState,
+}
+
 /// State carried from scan to scan.
 struct Loading<'a> {
     files: &'a Files,
     epochs: Epochs,
     producers: Producers,
     /// The segment scanned last, with the indexes as they came out.
-    segment: Option<(i64, Indexes, Option<i32>)>,
-    reseals: BTreeMap<i64, (SealBuilder, Place, [u32; 3])>,
+    segment: Option<ScannedSegment>,
+    reseals: BTreeMap<i64, Reseal>,
     last_batch: Option<LastBatch>,
     last_epoch: Option<i32>,
     scanned_bytes: u64,
@@ -211,21 +227,20 @@ impl Loading<'_> {
         for (kind, size) in INDEXES.into_iter().zip(sizes) {
             cut_file(&self.files.path(kind, base), size).await?;
         }
-        if whole {
-            self.reseals.insert(base, (builder, scanned.place, [0; 3]));
-        }
-        self.segment = Some((base, indexes, epoch));
+        let checksums = whole.then_some(builder);
+        self.segment = Some(ScannedSegment { base, end: scanned.place, indexes, checksums });
         self.last_epoch = epoch.or(self.last_epoch);
         Ok(scanned)
     }
 
     /// The segment scanned before turned out to be a finished one: its indexes are complete.
     async fn leave_segment(&mut self) -> Result<(), LogError> {
-        let Some((base, mut indexes, _)) = self.segment.take() else { return Ok(()) };
+        let Some(scanned) = self.segment.take() else { return Ok(()) };
+        let ScannedSegment { base, end, mut indexes, checksums } = scanned;
         indexes.finish();
-        let sizes = indexes.state().file_bytes().map(|bytes| bytes as u32);
-        if let Some(reseal) = self.reseals.get_mut(&base) {
-            reseal.2 = sizes;
+        if let Some(checksums) = checksums {
+            let indexes = indexes.state();
+            self.reseals.insert(base, Reseal { checksums, end, indexes });
         }
         append_indexes(|kind| self.files.path(kind, base), &indexes.take()).await
     }
@@ -243,7 +258,7 @@ impl Loading<'_> {
 
     /// Cuts, removes, seals.
     async fn carry_out(&mut self, verdict: &Verdict) -> Result<(), LogError> {
-        let open_segment = self.segment.as_ref().map(|segment| segment.0);
+        let open_segment = self.segment.as_ref().map(|segment| segment.base);
         if open_segment.is_some_and(|base| base != verdict.end.segment) {
             self.leave_segment().await?;
         }
@@ -258,10 +273,10 @@ impl Loading<'_> {
             cut_file(&self.files.path(Kind::Log, base), bytes).await?;
         }
         for &(base, next_base) in &verdict.reseal {
-            let Some((builder, place, index_bytes)) = self.reseals.remove(&base) else { continue };
-            let index_crc = index_crc(|kind| self.files.path(kind, base)).await?;
-            let ends = Ends { base, next_offset: place.offset, next_base, index_bytes, index_crc };
-            let seal = builder.finish(Vec::new(), ends);
+            let Some(reseal) = self.reseals.remove(&base) else { continue };
+            let Reseal { checksums, end, indexes } = reseal;
+            let ends = Ends { base, next_offset: end.offset, next_base, indexes };
+            let seal = checksums.finish(Vec::new(), ends);
             let path = self.files.path(Kind::Seal, base);
             at(&self.files.seals, ring::fs::create_dir_all(&self.files.seals).await)?;
             at(&path, ring::fs::write(&path, seal.encode()).await)?;
@@ -286,9 +301,9 @@ impl Loading<'_> {
         };
         let (mut index, mut pending) = (IndexState::EMPTY, None);
         match self.segment.take() {
-            Some((base, indexes, _)) if base == end.segment => {
-                index = indexes.state();
-                pending = Some(indexes);
+            Some(scanned) if scanned.base == end.segment => {
+                index = scanned.indexes.state();
+                pending = Some(scanned.indexes);
             }
             _ => {
                 // Nothing was scanned here: a new segment, or damage elsewhere.

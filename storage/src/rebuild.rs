@@ -79,7 +79,7 @@ impl Log {
             };
             inner.sealed.get(here + 1).map_or(inner.first_unsealed(), |sealed| sealed.0)
         };
-        let index_bytes = indexes.state().file_bytes().map(|bytes| bytes as u32);
+        let state = indexes.state();
         let bytes = indexes.take();
         // Until the new seal stands, there is none: a start then reads the segment.
         remove(&self.path(Kind::Seal, base)).await?;
@@ -91,8 +91,7 @@ impl Log {
                 at(&path, ring::fs::replace(&path, bytes.1).await)?;
             }
         }
-        let index_crc = index_crc(|kind| self.path(kind, base)).await?;
-        let ends = Ends { base, next_offset: end.offset, next_base, index_bytes, index_crc };
+        let ends = Ends { base, next_offset: end.offset, next_base, indexes: state };
         self.write_seal(&builder.finish(Vec::new(), ends)).await?;
         tracing::info!(log = %self.id(), base, "indexes and seal were made anew");
         Ok(true)

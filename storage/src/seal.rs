@@ -16,6 +16,7 @@ use bytemuck::{Pod, Zeroable};
 use thiserror::Error;
 
 use crate::crc::{self, Crc32c};
+use crate::index::IndexState;
 use crate::limits::SEAL_STRIDE_BYTES;
 
 /// Why bytes are no seal.
@@ -138,10 +139,8 @@ pub struct Ends {
     pub next_offset: i64,
     /// See [`Seal::next_base`].
     pub next_base: i64,
-    /// See [`Seal::index_bytes`].
-    pub index_bytes: [u32; 3],
-    /// See [`Seal::index_crc`].
-    pub index_crc: u32,
+    /// What its indexes came to.
+    pub indexes: IndexState,
 }
 
 /// Gathers a segment's checksums as batches are appended.
@@ -221,7 +220,9 @@ impl SealBuilder {
             crc = crc::combine(crc, stride.crc, u64::from(stride.end) - bytes);
             bytes = u64::from(stride.end);
         }
-        let Ends { base, next_offset, next_base, index_bytes, index_crc } = ends;
+        let Ends { base, next_offset, next_base, indexes } = ends;
+        let index_bytes = indexes.file_bytes().map(|bytes| bytes as u32);
+        let index_crc = indexes.joined_crc();
         Seal { base, bytes, next_offset, next_base, index_bytes, index_crc, crc, strides }
     }
 
@@ -272,9 +273,10 @@ mod tests {
                 file.extend(batch);
             }
             let next_offset = sizes.len() as i64;
-            let index_bytes = [8, 12, 0];
-            let ends = Ends { base: 0, next_offset, next_base: 99, index_bytes, index_crc: 77 };
+            let indexes = IndexState { offset_entries: 1, crc: [77, 0, 0], ..IndexState::EMPTY };
+            let ends = Ends { base: 0, next_offset, next_base: 99, indexes };
             let seal = builder.finish(Vec::new(), ends);
+            prop_assert_eq!((seal.index_bytes, seal.index_crc), ([8, 0, 0], 77));
             prop_assert_eq!(seal.bytes, file.len() as u64);
             prop_assert_eq!(seal.crc, crc::crc32c(&file));
             let mut start = 0;
@@ -298,8 +300,8 @@ mod tests {
 
     #[test]
     fn an_empty_seal() {
-        let index_bytes = [0; 3];
-        let ends = Ends { base: 5, next_offset: 5, next_base: 5, index_bytes, index_crc: 0 };
+        let indexes = IndexState::EMPTY;
+        let ends = Ends { base: 5, next_offset: 5, next_base: 5, indexes };
         let seal = SealBuilder::starting_at(0).finish(Vec::new(), ends);
         assert_eq!((seal.bytes, seal.crc, seal.strides.len()), (0, 0, 0));
     }

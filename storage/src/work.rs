@@ -163,20 +163,20 @@ impl Log {
     /// saved with it: a recovery that begins behind a sealed segment does not see those that began
     /// in it.
     async fn seal_oldest(&self) -> Result<(), LogError> {
-        let (base, place, file, index_bytes, index, checksums, finished) = {
+        let (base, place, file, pending, indexes, checksums, finished) = {
             let inner = self.inner.borrow();
             let segment = inner.closing.front().expect("looked at");
-            let index_bytes = segment.indexes.pending();
-            let index = segment.indexes.state();
+            let pending = segment.indexes.pending();
+            let indexes = segment.indexes.state();
             let checksums = segment.seal.clone();
             let finished = segment.finished.clone().expect("complete");
             let place = segment.received;
-            (segment.base, place, segment.file.clone(), index_bytes, index, checksums, finished)
+            (segment.base, place, segment.file.clone(), pending, indexes, checksums, finished)
         };
         let path = self.path(Kind::Log, base);
         let file = file.expect("a written segment has a file");
         at(&path, file.truncate(place.bytes).await)?;
-        append_indexes(|kind| self.path(kind, base), &index_bytes).await?;
+        append_indexes(|kind| self.path(kind, base), &pending).await?;
         self.save_epochs().await?;
         let next_base = finished.next_base;
         let snapshot = self.path(Kind::Snapshot, next_base);
@@ -184,9 +184,7 @@ impl Log {
         let Some(prefix) = self.prefix_strides(base, checksums.start()).await else {
             return Ok(());
         };
-        let index_bytes = index.file_bytes().map(|bytes| bytes as u32);
-        let index_crc = index.joined_crc();
-        let ends = Ends { base, next_offset: place.offset, next_base, index_bytes, index_crc };
+        let ends = Ends { base, next_offset: place.offset, next_base, indexes };
         let seal = checksums.finish(prefix, ends);
         assert_eq!(seal.bytes, place.bytes);
         self.write_seal(&seal).await?;

@@ -8,8 +8,7 @@ use storage::log::{Log, LogError, LogState};
 use storage::position::Positions;
 use tokio::sync::oneshot;
 
-use super::Shard;
-use super::opening::a_few_at_once;
+use super::{Shard, a_few_at_once};
 use crate::control::{Mode, PartitionKey, Refused, Sealed};
 use crate::limits::FULL_DISK_PATIENCE;
 

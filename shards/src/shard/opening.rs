@@ -9,7 +9,7 @@ use storage::names::LogId;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::Shard;
+use super::{Shard, a_few_at_once};
 use crate::control::{Assign, LinkSettings, PartitionKey, Refused};
 use crate::limits::{LOGS_AT_ONCE, OPENING_LOOK};
 use crate::partition::Partition;
@@ -36,25 +36,6 @@ pub struct OpenError {
     pub reason: String,
     /// It can be opened when there is room on its disk.
     no_room: bool,
-}
-
-/// Does the same with many logs, a few of them at a time; what came of each, in order.
-pub(super) async fn a_few_at_once<I, T: 'static, F: Future<Output = T> + 'static>(
-    all: Vec<I>,
-    work: impl Fn(I) -> F,
-) -> Vec<T> {
-    let mut done = Vec::with_capacity(all.len());
-    let mut waiting = all.into_iter().map(work);
-    loop {
-        let running: Vec<_> =
-            waiting.by_ref().take(LOGS_AT_ONCE).map(|one| spawn(Share::Background, one)).collect();
-        if running.is_empty() {
-            return done;
-        }
-        for task in running {
-            done.push(task.await);
-        }
-    }
 }
 
 impl Shard {
