@@ -3,6 +3,8 @@
 mod disk;
 mod wire;
 
+pub use disk::plain_batch;
+
 use crate::Target;
 use ::appliance::controller::records::{End, LinkRecord, TopicRecord, set_link, set_topic};
 use ::appliance::states::{LinkMode, TopicState};

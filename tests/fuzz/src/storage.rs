@@ -221,8 +221,10 @@ fn scan<'a>(
     scanner.end()
 }
 
-/// Offset, time and transaction index.
+/// Offset, time and transaction index: entries as they are read, and what appending to files makes
+/// of them and of their checksums.
 pub fn indexes(bytes: &[u8]) {
+    grow_indexes(bytes);
     memory::none(|| {
         let offsets = index::read_offsets(bytes);
         assert_eq!(offsets.len(), bytes.len() / 8);
@@ -232,6 +234,65 @@ pub fn indexes(bytes: &[u8]) {
         assert_eq!(aborted.len(), bytes.len() / 34);
         offsets.iter().map(|entry| u64::from(entry.position.get())).sum::<u64>()
     });
+}
+
+/// Steps of indexing, each a choice and what it needs: a batch, an aborted transaction, a save that
+/// succeeds, one that fails. The checksums are those of the files, whenever they are asked for.
+fn grow_indexes(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let mut indexes = Indexes::new(0, IndexState::EMPTY);
+    let mut files: [Vec<u8>; 3] = Default::default();
+    let (mut position, mut offset) = (0, 0);
+    while !input.is_empty() {
+        match input.byte() % 4 {
+            0 => {
+                let step = u16::from_be_bytes(input.take());
+                let timestamp = i64::from(input.byte());
+                let batch = timed_batch(offset, timestamp);
+                indexes.append(position, &batch);
+                position += u64::from(step);
+                offset = batch.next_offset();
+            }
+            1 => {
+                let [first_offset, producer_id] = [input.byte(), input.byte()].map(i64::from);
+                indexes.append_aborted(index::AbortedEntry {
+                    version: 0.into(),
+                    producer_id: producer_id.into(),
+                    first_offset: first_offset.into(),
+                    last_offset: offset.into(),
+                    last_stable_offset: offset.into(),
+                });
+            }
+            2 => save(&mut indexes, &mut files),
+            _ => {
+                let taken = indexes.take();
+                indexes.put_back(&taken);
+            }
+        }
+    }
+    let told = indexes.state();
+    save(&mut indexes, &mut files);
+    assert_eq!(indexes.state(), told, "saving changes what they will have come to");
+    assert_eq!(told.crc, files.each_ref().map(|file| crc::crc32c(file)));
+    assert_eq!(told.file_bytes(), files.each_ref().map(|file| file.len() as u64));
+    assert_eq!(told.joined_crc(), crc::crc32c(&files.concat()));
+}
+
+/// Appends what is pending to the files.
+fn save(indexes: &mut Indexes, files: &mut [Vec<u8>; 3]) {
+    let taken = indexes.take();
+    for (file, (at, bytes)) in files.iter_mut().zip([taken.offsets, taken.times, taken.aborted]) {
+        assert_eq!(file.len() as u64, at);
+        file.extend(bytes);
+    }
+}
+
+/// A batch of one record.
+fn timed_batch(offset: i64, timestamp: i64) -> Batch {
+    let bytes = crate::seeds::plain_batch(offset);
+    let fed = Checker::new(offset, None, 0, Bounds::local(BATCH_BYTES_MAX)).feed(&bytes);
+    let batch = fed.expect("a good batch").batch.expect("a whole one");
+    Batch { max_timestamp: timestamp, ..batch }
 }
 
 /// Flags, then a `.snapshot`. Flag 1 leaves its checksum as it is.
@@ -308,7 +369,9 @@ pub fn checkpoint(bytes: &[u8]) {
         assert!(entry.replay.place <= entry.flushed && entry.replay.place.segment >= 0);
     }
     let older = Checkpoint { boot: 0, ..Checkpoint::default() };
-    assert_eq!(checkpoint::merge(vec![older, read.clone()]), read.entries);
+    let mut left = read.entries.clone();
+    left.retain(|id, entry| read.gone.get(id).is_none_or(|turn| *turn < entry.turn));
+    assert_eq!(checkpoint::merge(vec![older, read]), left);
 }
 
 /// Flags, then a seal. Flag 1 leaves its checksum as it is.
@@ -337,7 +400,8 @@ pub fn recovery(bytes: &[u8]) {
         let sealed = with_checksum(input.run(), 8, crc::crc32, false);
         let seal = Seal::decode(&sealed).ok().filter(|seal| seal.base == base);
         let has_seal = !sealed.is_empty();
-        let index_bytes = seal.as_ref().map_or([0; 3], |seal| seal.index_bytes.map(u64::from));
+        let as_sealed = seal.as_ref().filter(|_| flags & 4 == 0);
+        let index_bytes = as_sealed.map_or([0; 3], |seal| seal.index_bytes.map(u64::from));
         segments.push(FoundSegment { base, bytes, seal, has_seal, index_bytes });
     }
     segments.sort_by_key(|segment| segment.base);

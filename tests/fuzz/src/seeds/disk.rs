@@ -4,7 +4,7 @@ use ::storage::batch::{CHECKED_FROM, HEADER_BYTES, Header, OVERHEAD_BYTES};
 use ::storage::check::{Bounds, Checker};
 use ::storage::checkpoint::{Checkpoint, Entry, Replay};
 use ::storage::crc;
-use ::storage::index::{AbortedEntry, OffsetEntry, TimeEntry};
+use ::storage::index::{AbortedEntry, IndexState, OffsetEntry, TimeEntry};
 use ::storage::names::LogId;
 use ::storage::position::Place;
 use ::storage::producers::Producers;
@@ -112,7 +112,16 @@ pub fn indexes() -> Vec<Vec<u8>> {
         last_offset: 5.into(),
         last_stable_offset: 6.into(),
     };
-    vec![offsets.as_bytes().to_vec(), times.as_bytes().to_vec(), aborted.as_bytes().to_vec()]
+    // As `grow_indexes` reads them: batches that are indexed, a save, one that fails, an abort.
+    let batch = |timestamp| [0, 0x20, 0, timestamp];
+    let saved = [batch(5), batch(6), batch(4), batch(7)].concat();
+    let steps = [&saved[..], &[2], &saved, &[1, 3, 42, 3], &saved, &[2]].concat();
+    vec![offsets.as_bytes().to_vec(), times.as_bytes().to_vec(), aborted.as_bytes().to_vec(), steps]
+}
+
+/// A batch of one record.
+pub fn plain_batch(offset: i64) -> Vec<u8> {
+    batch(offset, 1, 0, 0, b"record")
 }
 
 pub fn producers() -> Vec<Vec<u8>> {
@@ -136,13 +145,28 @@ fn checkpoint_of(count: i32) -> Checkpoint {
     for partition in 0..count {
         let id = LogId { link: "prod".to_owned(), topic: "orders".to_owned(), partition };
         let place = Place { segment: 0, bytes: 74, offset: 3 };
+        let start = Replay::segment_start(0, Some(0), partition == 1);
+        // What was saved of the indexes, and its checksums.
+        let index = IndexState {
+            offset_entries: 1,
+            time_entries: 1,
+            aborted_entries: 1,
+            indexed_at: 70,
+            indexed_timestamp: 1000,
+            max_timestamp: 1002,
+            max_timestamp_offset: 2,
+            first_timestamp: 1000,
+            crc: [0x1122_3344, 0x5566_7788, 0x99aa_bbcc],
+        };
         let entry = Entry {
             topic_id: Some([7; 16]),
             high_watermark: 10,
             last_epoch: Some(2),
             flushed: Place { segment: 10, bytes: 91, offset: 12 },
-            replay: Replay { place, ..Replay::segment_start(0, Some(0), partition == 1) },
-            doubtful: false,
+            replay: Replay { place, index, ..start },
+            turn: 2,
+            doubtful: partition == 2,
+            suspect: partition == 1,
             ..Entry::UNKNOWN
         };
         read.entries.insert(id, entry);
@@ -151,7 +175,12 @@ fn checkpoint_of(count: i32) -> Checkpoint {
 }
 
 pub fn checkpoints() -> Vec<Vec<u8>> {
-    [0, 1, 2].map(|count| [&[0][..], &checkpoint_of(count).encode()].concat()).into()
+    let mut read = [0, 1, 3].map(checkpoint_of);
+    let again = read[2].entries.keys().next().cloned();
+    let never = LogId { link: "dr".to_owned(), topic: "payments".to_owned(), partition: 7 };
+    read[2].gone.extend(again.map(|id| (id, 1)));
+    read[2].gone.insert(never, 3);
+    read.map(|read| [&[0][..], &read.encode()].concat()).into()
 }
 
 fn seal_at(base: i64) -> Seal {
@@ -183,7 +212,7 @@ pub fn recoveries() -> Vec<Vec<u8>> {
     };
     let whole = [0; 16];
     let mut seeds = Vec::new();
-    for flags in 0..4 {
+    for flags in 0..8 {
         let mut seed = vec![flags];
         seed.extend(run(&checkpoint_of(1).encode()));
         seed.push(2);
