@@ -218,7 +218,7 @@ impl Log {
     pub fn state(&self) -> LogState {
         let inner = self.inner.borrow();
         match inner.state {
-            LogState::Healthy if inner.disk_full => LogState::DiskFull,
+            LogState::Healthy if inner.disk_full || self.volume.unsaved() => LogState::DiskFull,
             _ => inner.state.clone(),
         }
     }

@@ -54,6 +54,8 @@ pub struct Volume {
     flushes: Signal,
     /// Flushes whose checkpoint found no room.
     missed: Cell<u64>,
+    /// The last checkpoint found no room.
+    unsaved: Cell<bool>,
     sequence: Cell<u64>,
     durable_slot: Cell<u64>,
     space_step_max: Cell<u64>,
@@ -106,6 +108,7 @@ impl Volume {
             cycles_begun: Cell::new(0),
             flushes: Signal::default(),
             missed: Cell::new(0),
+            unsaved: Cell::new(false),
             sequence: Cell::new(0),
             durable_slot: Cell::new(1),
             space_step_max: Cell::new(SPACE_BYTES_MAX),
@@ -157,6 +160,11 @@ impl Volume {
     /// Notes that the disk is full, or no more.
     pub fn set_full(&self, full: bool) {
         self.full.set(full);
+    }
+
+    /// Whether there was no room for the last checkpoint: nothing counts as flushed until there is.
+    pub fn unsaved(&self) -> bool {
+        self.unsaved.get()
     }
 
     /// What was done so far.

@@ -415,3 +415,46 @@ fn a_disk_that_is_full_at_the_start_keeps_nothing_from_being_read() {
         });
     });
 }
+
+/// There is room for the records and none for the checkpoint that would say that they are flushed.
+#[test]
+fn without_room_for_a_checkpoint_a_log_is_disk_full_until_there_is() {
+    let mut sim = Simulation::new(11, Faults::none());
+    let (written, room) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (done, freed) = (Rc::clone(&written), Rc::clone(&room));
+    let executor = sim.executor(Config::small());
+    let task = sim.spawn_on(executor, ring::Share::Replicate, async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        while !has_room(&log, 1000) {
+            ring::sleep(Duration::from_millis(1)).await;
+        }
+        respond(&log, &(0..5).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        while log.has_job() {
+            ring::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(log.positions().flushed.0.offset, 0);
+        done.set(true);
+        while log.state() == LogState::Healthy {
+            ring::sleep(Duration::from_millis(10)).await;
+        }
+        while !freed.get() {
+            assert_eq!(log.state(), LogState::DiskFull);
+            assert_eq!(log.positions().flushed.0.offset, 0);
+            ring::sleep(Duration::from_millis(10)).await;
+        }
+        while log.state() == LogState::DiskFull {
+            ring::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(log.flush().await.unwrap().flushed.0.offset, 5);
+    });
+    sim.run_until(|_| written.get());
+    let machine = ring::sim::Machine::FIRST;
+    sim.disk(machine, |disk| disk.set_capacity(0));
+    sim.run_for(Duration::from_secs(30));
+    assert!(!task.is_finished());
+    sim.disk(machine, |disk| disk.set_capacity(1 << 40));
+    room.set(true);
+    sim.run_for(Duration::from_secs(30));
+    assert!(task.is_finished());
+}

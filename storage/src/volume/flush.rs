@@ -10,7 +10,8 @@
 //! the next flush would succeed without them. All logs of the directory are FAILED; each may be
 //! closed and opened again, which cuts it to what an earlier flush covered, reads the rest from the
 //! device and lets the source send what was cut once more. On a full disk, where not even the slot
-//! can be written, nothing fails: the ends stay unflushed, and every cycle tries again.
+//! can be written, nothing fails: the ends stay unflushed, all logs are DISK_FULL, and every cycle
+//! tries again.
 
 use std::io;
 use std::rc::Rc;
@@ -102,12 +103,14 @@ impl Volume {
             .collect();
         match self.write_checkpoint().await {
             Ok(()) => {
+                self.set_unsaved(false);
                 for (log, generation, place) in raised {
                     log.show_flushed(generation, place);
                 }
             }
             Err(error) if is_full(&error) => {
                 self.set_full(true);
+                self.set_unsaved(true);
                 self.missed.set(self.missed.get() + 1);
                 tracing::warn!(path = %self.path().display(), %error, "no room for a checkpoint");
                 for (log, ..) in raised {
@@ -119,6 +122,14 @@ impl Volume {
                 ring::sleep(self.flush_interval).await;
             }
             Err(error) => self.failed(&error).await,
+        }
+    }
+
+    fn set_unsaved(&self, unsaved: bool) {
+        if self.unsaved.replace(unsaved) != unsaved {
+            for log in self.logs() {
+                log.changed.notify();
+            }
         }
     }
 
