@@ -17,7 +17,7 @@ use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
 use crate::names::{Kind, LogId, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;
-use crate::recovery::{Corrupt, Found, Recovery, Scan, Scanned, Step, Stopped, Verdict};
+use crate::recovery::{Corrupt, Found, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict};
 use crate::scan::{FoundBatch, scan};
 use crate::seal::{Ends, SealBuilder};
 use crate::segment::Segment;
@@ -145,7 +145,7 @@ pub(crate) async fn load(
     let new = found.segments.is_empty() && found.entry.is_none();
     let mut loading = Loading {
         files,
-        epochs: read_epochs(files).await?,
+        epochs: read_epochs(files).await?.unwrap_or_default(),
         producers: Producers::default(),
         segment: None,
         reseals: BTreeMap::new(),
@@ -183,8 +183,9 @@ impl Loading<'_> {
     /// Scans a segment and rebuilds what is kept beside it.
     async fn scan(&mut self, wanted: &Scan) -> Result<Scanned, LogError> {
         let base = wanted.from.place.segment;
+        let follows = self.segment.is_some();
         self.leave_segment().await?;
-        self.load_producers(&wanted.from).await?;
+        self.load_producers(&wanted.from, follows).await?;
         let mut indexes = Indexes::new(base, wanted.from.index);
         let mut builder = SealBuilder::starting_at(0);
         let whole = wanted.from.place.bytes == 0;
@@ -246,11 +247,15 @@ impl Loading<'_> {
     }
 
     /// The producers at the place a scan begins: from the snapshot there, or, coming from the
-    /// segment before, as they are.
-    async fn load_producers(&mut self, from: &Replay) -> Result<(), LogError> {
+    /// segment before, as they are; then the snapshot is made anew.
+    async fn load_producers(&mut self, from: &Replay, follows: bool) -> Result<(), LogError> {
         match read_snapshot(self.files, from.place.offset).await? {
             Some(producers) => self.producers = producers,
             None if from.place.bytes > 0 => self.producers = Producers::default(),
+            None if follows => {
+                let path = self.files.path(Kind::Snapshot, from.place.offset);
+                at(&path, ring::fs::write(&path, self.producers.encode()).await)?;
+            }
             None => {}
         }
         Ok(())
@@ -342,7 +347,7 @@ impl Loading<'_> {
             Some(entry) => {
                 let flushed = entry.flushed.min(end);
                 let replay = entry.replay;
-                let usable = found.replay_usable && replay.place <= flushed;
+                let usable = found.read_from == ReadFrom::Replay && replay.place <= flushed;
                 let start = Replay::segment_start(flushed.segment, None, false);
                 (flushed, if usable { replay } else { start })
             }

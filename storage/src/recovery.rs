@@ -9,6 +9,8 @@
 //!   is CORRUPT with the range, and everything is kept.
 //! - A later segment counts only if all before it are sealed and end where their seal says.
 //! - Zeros behind the tail are prepared space.
+//! - What is lost beside the batches is made anew from them: indexes from the segment's own, epochs
+//!   and producers from all.
 //! - If the checkpoints themselves were lost, a sealed segment is believed to have been flushed
 //!   (so damage there is CORRUPT, not cut), every byte is read once, and nothing is removed.
 
@@ -34,6 +36,17 @@ pub struct FoundSegment {
     pub index_bytes: [u64; 3],
 }
 
+/// Where reading begins, unless seals or checkpoints call for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// At the entry's replay place: the side files saved there are whole.
+    Replay,
+    /// At the start of the segment of that place.
+    Segment,
+    /// At the first batch: what only all of them tell is lost.
+    Start,
+}
+
 /// Everything found.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -43,8 +56,8 @@ pub struct Found {
     pub entry: Option<Entry>,
     /// The checkpoints were lost: a missing or old entry proves nothing.
     pub lost: bool,
-    /// Side files of the entry's replay place are whole.
-    pub replay_usable: bool,
+    /// From where on what lies beside the batches has to be made anew.
+    pub read_from: ReadFrom,
     /// Where a log without segments begins.
     pub start_offset: i64,
 }
@@ -247,7 +260,8 @@ impl Recovery {
             let reason = "the segment's file is missing".to_owned();
             return self.fail_until(place, entry.flushed.bytes, entry.flushed.offset, reason);
         }
-        let finished = !self.found.lost && flushed.is_some_and(|f| base < f.segment);
+        let read_whole = self.found.lost || self.found.read_from == ReadFrom::Start;
+        let finished = !read_whole && flushed.is_some_and(|f| base < f.segment);
         if let Some(seal) = segment.seal.clone().filter(|_| finished)
             && segment.bytes >= seal.bytes
             && seal.index_bytes.map(u64::from) == segment.index_bytes
@@ -262,7 +276,7 @@ impl Recovery {
         let from = match self.found.entry {
             Some(entry)
                 if entry.replay.place.segment == base
-                    && self.found.replay_usable
+                    && self.found.read_from == ReadFrom::Replay
                     && !self.found.lost
                     && entry.replay.place.bytes <= to_bytes =>
             {

@@ -15,6 +15,7 @@ use crate::open::Recovered;
 use crate::store::{Store, StoreConfig};
 use crate::testing::{self, Shape};
 
+mod beside;
 mod crash;
 mod format;
 mod found;

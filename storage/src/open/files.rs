@@ -11,7 +11,7 @@ use crate::log::{LogError, LogSettings};
 use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE};
 use crate::position::Place;
 use crate::producers::Producers;
-use crate::recovery::{Found, FoundSegment};
+use crate::recovery::{Found, FoundSegment, ReadFrom};
 use crate::seal::Seal;
 use crate::work::{INDEXES, at, read_small, remove};
 
@@ -119,18 +119,39 @@ pub(super) async fn find(
     let lost = entry.is_some_and(|entry| entry.doubtful);
     // An entry made up for want of a checkpoint holds no place.
     let entry = entry.filter(|entry| !(lost && entry.flushed == Place::default()));
-    let mut replay_usable = false;
-    if let Some(Entry { replay, .. }) = entry {
-        let base = replay.place.segment;
-        let have = INDEXES.map(|kind| length(kind, base));
-        let want = replay.index.file_bytes();
-        let snapshot =
-            !replay.snapshot || read_snapshot(files, replay.place.offset).await?.is_some();
-        replay_usable = snapshot
-            && have.iter().zip(want).all(|(have, want)| *have >= want)
-            && indexes_match(files, &replay).await?;
+    let mut read_from = ReadFrom::Start;
+    if let Some(entry) = entry {
+        let index_bytes = INDEXES.map(|kind| length(kind, entry.replay.place.segment));
+        read_from = where_to_read(files, &entry, first.unwrap_or_default(), index_bytes).await?;
     }
-    Ok(Found { segments, entry, lost, replay_usable, start_offset })
+    Ok(Found { segments, entry, lost, read_from, start_offset })
+}
+
+/// Where what lies beside the batches begins to be missing, in a log whose first segment is at
+/// `first`.
+async fn where_to_read(
+    files: &Files,
+    entry: &Entry,
+    first: i64,
+    index_bytes: [u64; 3],
+) -> Result<ReadFrom, LogError> {
+    let Replay { place, index, snapshot, .. } = entry.replay;
+    let is_behind_others = place > Place { segment: first, bytes: 0, offset: first };
+    if is_behind_others && entry.last_epoch.is_some() && read_epochs(files).await?.is_none() {
+        return Ok(ReadFrom::Start);
+    }
+    let usable = index_bytes.iter().zip(index.file_bytes()).all(|(have, want)| *have >= want)
+        && (!snapshot || read_snapshot(files, place.offset).await?.is_some())
+        && indexes_match(files, &entry.replay).await?;
+    if usable && place.bytes > 0 {
+        return Ok(ReadFrom::Replay);
+    }
+    // The producers at the start of a segment come from a snapshot there, or from all before it.
+    let base = if usable { place.segment } else { entry.flushed.segment };
+    if base > first && read_snapshot(files, base).await?.is_none() {
+        return Ok(ReadFrom::Start);
+    }
+    Ok(if usable { ReadFrom::Replay } else { ReadFrom::Segment })
 }
 
 /// Whether the indexes that appending goes on with are what they were. Those of sealed segments are
@@ -151,9 +172,9 @@ async fn indexes_match(files: &Files, replay: &Replay) -> Result<bool, LogError>
 }
 
 /// The epochs, if there is a good file of them.
-pub(super) async fn read_epochs(files: &Files) -> Result<Epochs, LogError> {
+pub(super) async fn read_epochs(files: &Files) -> Result<Option<Epochs>, LogError> {
     let text = read_small(&files.folder.join(EPOCHS_FILE)).await?.unwrap_or_default();
-    Ok(String::from_utf8(text).ok().and_then(|text| Epochs::parse(&text)).unwrap_or_default())
+    Ok(String::from_utf8(text).ok().and_then(|text| Epochs::parse(&text)))
 }
 
 /// The producers at an offset, if there is a good snapshot.

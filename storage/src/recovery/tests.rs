@@ -36,7 +36,7 @@ fn entry(segment: i64, bytes: u64, offset: i64) -> Entry {
 }
 
 fn found(segments: Vec<FoundSegment>, entry: Option<Entry>) -> Found {
-    Found { segments, entry, lost: false, replay_usable: true, start_offset: 0 }
+    Found { segments, entry, lost: false, read_from: ReadFrom::Replay, start_offset: 0 }
 }
 
 /// Runs a recovery over segments whose good bytes are known: (base, good bytes, next offset).

@@ -10,7 +10,7 @@ use ::storage::index::{self, IndexState, Indexes};
 use ::storage::limits::BATCH_BYTES_MAX;
 use ::storage::position::Place;
 use ::storage::producers::Producers;
-use ::storage::recovery::{Found, FoundSegment, Recovery, Scan, Scanned, Step, Stopped};
+use ::storage::recovery::{Found, FoundSegment, ReadFrom, Recovery, Scan, Scanned, Step, Stopped};
 use ::storage::scan::Scanner;
 use ::storage::seal::{Seal, SealBuilder};
 use ::storage::{crc, names};
@@ -407,9 +407,14 @@ pub fn recovery(bytes: &[u8]) {
     segments.sort_by_key(|segment| segment.base);
     segments.dedup_by_key(|segment| segment.base);
     let start_offset = i64::from(input.byte());
-    let [lost, replay_usable] = [flags & 1 != 0, flags & 2 != 0];
+    let lost = flags & 1 != 0;
+    let read_from = match flags & 0b1010 {
+        0 => ReadFrom::Segment,
+        2 => ReadFrom::Replay,
+        _ => ReadFrom::Start,
+    };
     let count = segments.len();
-    let found = Found { segments, entry, lost, replay_usable, start_offset };
+    let found = Found { segments, entry, lost, read_from, start_offset };
     memory::bounded(4 * bytes.len(), || {
         let mut recovery = Recovery::new(found);
         for _ in 0..=2 * count {
