@@ -243,7 +243,9 @@ impl Inner {
         let old = std::mem::replace(&mut self.active, next);
         if old.received.bytes == 0 && old.file.is_none() {
             if base < old.base {
-                // The log's first batch begins below the offset it was opened at.
+                // The log's first batch begins below the offset it was opened at. A flush that is
+                // under way has noted that offset, and must not vouch for it.
+                self.generation = self.generation.wrapping_add(1);
                 self.flushed = self.active.written;
                 self.shown_flushed = self.flushed;
                 self.replay = Replay::segment_start(base, None, false);
@@ -327,6 +329,7 @@ pub(crate) struct Opened {
     pub log_start_offset: i64,
     pub high_watermark: i64,
     pub flushed: Place,
+    pub flushed_epoch: Option<i32>,
     pub replay: Replay,
     pub saved: Option<Replay>,
     pub doubtful: bool,
@@ -364,7 +367,7 @@ impl Opened {
             high_watermark: self.high_watermark,
             flushed: self.flushed,
             shown_flushed: self.flushed,
-            flushed_epoch: self.last_epoch,
+            flushed_epoch: self.flushed_epoch,
             replay: self.replay,
             saved: self.saved.into_iter().collect(),
             stray_snapshots: Vec::new(),

@@ -17,7 +17,9 @@ use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
 use crate::names::{Kind, LogId, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;
-use crate::recovery::{Corrupt, Found, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict};
+use crate::recovery::{
+    Corrupt, Found, Known, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict,
+};
 use crate::scan::{FoundBatch, scan};
 use crate::seal::{Ends, SealBuilder};
 use crate::segment::Segment;
@@ -63,7 +65,8 @@ pub(crate) async fn open(
         let reason = "that its namesake was deleted could not be made durable";
         return Err(LogError::State(LogState::Failed(reason.to_owned())));
     }
-    files.claim(&mut settings).await?;
+    let known = claim.entry.filter(|_| !claim.deleted).and_then(|entry| entry.topic_id);
+    files.claim(&mut settings, known).await?;
     // An entry of another incarnation of the topic says nothing about this one.
     let entry = claim.entry.filter(|entry| {
         entry.topic_id.is_none() || entry.topic_id == settings.topic_id || entry.doubtful
@@ -141,7 +144,7 @@ pub(crate) async fn load(
     // What lies in a file without a name never counted.
     remove(&files.folder.join(PREPARED_FILE)).await?;
     let listing = files.list().await?;
-    let found = find(files, &listing, entry, settings.start_offset_if_new).await?;
+    let mut found = find(files, &listing, entry, settings.start_offset_if_new).await?;
     let new = found.segments.is_empty() && found.entry.is_none();
     let mut loading = Loading {
         files,
@@ -154,16 +157,22 @@ pub(crate) async fn load(
         scanned_bytes: 0,
         until: until.unwrap_or(i64::MAX),
     };
-    let mut recovery = Recovery::new(found.clone());
-    let verdict = loop {
-        match recovery.step() {
-            Step::Scan(scan) => {
-                let scanned = loading.scan(&scan).await?;
-                recovery.scanned(scanned);
+    let mut verdict = loading.recover(&found).await?;
+    if loading.last_batch.is_none() && verdict.corrupt.is_none() {
+        match loading.find_last_batch(&verdict, &found).await? {
+            // It is not what was flushed. Reading tells what is wrong.
+            Last::Other => {
+                let within = verdict.end.bytes > 0;
+                found.read_from = if within { ReadFrom::Segment } else { ReadFrom::Start };
+                verdict = loading.recover(&found).await?;
             }
-            Step::Done(verdict) => break verdict,
+            Last::Found(last) => {
+                loading.last_batch = Some(last);
+                loading.last_epoch = last.leader_epoch.or(loading.last_epoch);
+            }
+            Last::None => {}
         }
-    };
+    }
     let recovered = Recovered {
         new,
         positions: Positions::default(),
@@ -179,7 +188,29 @@ pub(crate) async fn load(
     Ok((opened, recovered))
 }
 
+/// The batch that a log ends with.
+enum Last {
+    None,
+    Found(LastBatch),
+    /// What is there is not what was written.
+    Other,
+}
+
 impl Loading<'_> {
+    /// Reads what has to be read.
+    async fn recover(&mut self, found: &Found) -> Result<Verdict, LogError> {
+        let mut recovery = Recovery::new(found.clone());
+        loop {
+            match recovery.step() {
+                Step::Scan(scan) => {
+                    let scanned = self.scan(&scan).await?;
+                    recovery.scanned(scanned);
+                }
+                Step::Done(verdict) => return Ok(verdict),
+            }
+        }
+    }
+
     /// Scans a segment and rebuilds what is kept beside it.
     async fn scan(&mut self, wanted: &Scan) -> Result<Scanned, LogError> {
         let base = wanted.from.place.segment;
@@ -200,7 +231,7 @@ impl Loading<'_> {
                 return false;
             }
             let bytes = *position..*position + u64::from(batch.bytes);
-            displaced = wanted.is_contradicted(&bytes, batch.next_offset());
+            displaced = wanted.is_contradicted(&bytes, batch.next_offset(), batch.leader_epoch);
             if displaced {
                 return false;
             }
@@ -317,11 +348,6 @@ impl Loading<'_> {
                 }
             }
         }
-        if self.last_batch.is_none() && verdict.corrupt.is_none() {
-            self.last_batch = self.find_last_batch(verdict, found).await?;
-            self.last_epoch =
-                self.last_batch.and_then(|last| last.leader_epoch).or(self.last_epoch);
-        }
         let epochs_cut = self.epochs.truncate_end(end.offset);
         let sound = verdict.corrupt.is_none();
         let mut epochs_dirty = false;
@@ -353,6 +379,12 @@ impl Loading<'_> {
             }
             None => (start.place, start),
         };
+        // The flushed batch's, also when reading did not come so far, or went further.
+        let flushed_epoch = match found.entry {
+            Some(entry) if !sound => entry.last_epoch.or(self.last_epoch),
+            Some(entry) if flushed == entry.flushed && flushed != end => entry.last_epoch,
+            _ => self.last_epoch,
+        };
         let sealed =
             verdict.sealed.iter().copied().filter(|&(base, _)| base < end.segment).collect();
         Ok(Opened {
@@ -371,6 +403,7 @@ impl Loading<'_> {
             log_start_offset,
             high_watermark: entry.map_or(0, |entry| entry.high_watermark),
             flushed,
+            flushed_epoch,
             replay,
             // Nothing before the last segment is read again once it is flushed.
             saved: (sound && replay.place < start.place).then_some(start),
@@ -413,20 +446,22 @@ impl Loading<'_> {
     }
 
     /// Nothing was scanned: the last batch stands behind the last index entry.
-    async fn find_last_batch(
-        &self,
-        verdict: &Verdict,
-        found: &Found,
-    ) -> Result<Option<LastBatch>, LogError> {
+    async fn find_last_batch(&self, verdict: &Verdict, found: &Found) -> Result<Last, LogError> {
         let end = verdict.end;
         let (base, bytes) = match verdict.sealed.last() {
             _ if end.bytes > 0 => (end.segment, end.bytes),
             Some(&(base, bytes)) => (base, bytes),
-            None => return Ok(None),
+            None => return Ok(Last::None),
         };
-        if !found.segments.iter().any(|segment| segment.base == base) {
-            return Ok(None);
+        let Some(segment) = found.segments.iter().find(|segment| segment.base == base) else {
+            return Ok(Last::None);
+        };
+        if bytes == 0 {
+            return Ok(Last::None);
         }
+        let flushed = found.flushed().filter(|known| known.0 == base).map(|known| known.1);
+        let offset = segment.seal.as_ref().map_or(end.offset, |seal| seal.next_offset);
+        let known = flushed.unwrap_or(Known { bytes, offset, epoch: None });
         let index = read_small(&self.files.path(Kind::Index, base)).await?.unwrap_or_default();
         let entries = index::read_offsets(&index).iter().rev();
         let near = entries.map(|entry| u64::from(entry.position.get())).find(|&at| at < bytes);
@@ -440,11 +475,13 @@ impl Loading<'_> {
                 true
             })
             .await;
-            if scanned.place.bytes == bytes {
-                return Ok(last);
+            if let Some(last) = last.filter(|_| scanned.place.bytes == bytes) {
+                let place = last.position..bytes;
+                let other = known.contradicts(&place, last.last_offset + 1, last.leader_epoch);
+                return Ok(if other { Last::Other } else { Last::Found(last) });
             }
         }
-        Ok(None)
+        Ok(Last::Other)
     }
 }
 

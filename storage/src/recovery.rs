@@ -62,6 +62,15 @@ pub struct Found {
     pub start_offset: i64,
 }
 
+impl Found {
+    /// The last batch that was flushed, and its segment.
+    pub fn flushed(&self) -> Option<(i64, Known)> {
+        let entry = self.entry.filter(|entry| entry.flushed.bytes > 0)?;
+        let Place { segment, bytes, offset } = entry.flushed;
+        Some((segment, Known { bytes, offset, epoch: entry.last_epoch }))
+    }
+}
+
 /// A scan to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scan {
@@ -69,19 +78,44 @@ pub struct Scan {
     pub from: Replay,
     /// To here: the seal's or the file's end.
     pub to_bytes: u64,
-    /// Bytes of the segment at which a batch ends, and the offset behind it, where written down.
-    pub known: [Option<(u64, i64)>; 2],
+    /// Where a batch of the segment ends, as far as that was written down.
+    pub known: [Option<Known>; 2],
+}
+
+/// What was written down of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The byte of the segment at which it ends.
+    pub bytes: u64,
+    /// The offset behind it.
+    pub offset: i64,
+    /// Its epoch.
+    pub epoch: Option<i32>,
+}
+
+impl Known {
+    /// Whether what was found at these bytes cannot be that batch.
+    pub fn contradicts(&self, bytes: &Range<u64>, next_offset: i64, epoch: Option<i32>) -> bool {
+        if bytes.end != self.bytes {
+            return bytes.start < self.bytes && self.bytes < bytes.end;
+        }
+        let other_epoch = epoch.is_some() && self.epoch.is_some() && epoch != self.epoch;
+        next_offset != self.offset || other_epoch
+    }
 }
 
 impl Scan {
-    /// Whether a batch at these bytes, and the offset behind it, is at odds with what is known.
-    /// No checksum covers a base offset: turned upwards it passes for a gap, and the records
-    /// behind it would never be asked for.
-    pub fn is_contradicted(&self, bytes: &Range<u64>, next_offset: i64) -> bool {
-        self.known.iter().flatten().any(|&(end, offset)| match bytes.end == end {
-            true => next_offset != offset,
-            false => bytes.start < end && end < bytes.end,
-        })
+    /// Whether a batch at these bytes, the offset behind it and its epoch are at odds with what is
+    /// known. No checksum covers a base offset: turned upwards it passes for a gap, and the records
+    /// behind it would never be asked for. Nor does one cover an epoch: turned in the last batch it
+    /// makes the log look like another one than the source's.
+    pub fn is_contradicted(
+        &self,
+        bytes: &Range<u64>,
+        next_offset: i64,
+        epoch: Option<i32>,
+    ) -> bool {
+        self.known.iter().flatten().any(|known| known.contradicts(bytes, next_offset, epoch))
     }
 }
 
@@ -284,9 +318,10 @@ impl Recovery {
             }
             _ => Replay::segment_start(base, None, false),
         };
-        let flushed = flushed.filter(|f| f.segment == base && f.bytes > 0);
-        let flushed = flushed.map(|flushed| (flushed.bytes, flushed.offset));
-        let sealed = segment.seal.as_ref().map(|seal| (seal.bytes, seal.next_offset));
+        let flushed = self.found.flushed().filter(|known| known.0 == base).map(|known| known.1);
+        let sealed = segment.seal.as_ref();
+        let sealed =
+            sealed.map(|seal| Known { bytes: seal.bytes, offset: seal.next_offset, epoch: None });
         self.pending = Some(Scan { from, to_bytes, known: [flushed, sealed] });
     }
 

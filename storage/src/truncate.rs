@@ -90,9 +90,11 @@ impl Log {
     fn begin_cut(&self, cut: &Cut, offset: i64) -> (Entry, LogSettings, u64) {
         let mut guard = self.inner.borrow_mut();
         let inner = &mut *guard;
-        inner.flushed = inner.flushed.min(cut.place);
+        if cut.place < inner.flushed {
+            inner.flushed = cut.place;
+            inner.flushed_epoch = cut.epoch;
+        }
         inner.shown_flushed = inner.shown_flushed.min(cut.place);
-        inner.flushed_epoch = cut.epoch;
         if inner.replay.place > inner.flushed {
             let segment = inner.flushed.segment;
             inner.replay = Replay::segment_start(segment, None, false);

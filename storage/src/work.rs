@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::libc::EIO;
 use ring::{File, Gather, OpenOptions, Slice};
 
 use crate::checkpoint::Replay;
@@ -395,13 +396,18 @@ pub async fn cut_file(path: &Path, bytes: u64) -> Result<(), LogError> {
     }
 }
 
-/// Reads a small file. None if it is not there.
+/// Reads a small file that can be made anew. None if it is not there; nothing where it cannot be
+/// read, as a power loss may leave it.
 pub async fn read_small(path: &Path) -> Result<Option<Vec<u8>>, LogError> {
     match ring::fs::read(path, CONTROL_FILE_BYTES_MAX).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // Too long to be what it should be: as good as garbled.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(Vec::new())),
+        Err(error) if error.raw_os_error() == Some(EIO) => {
+            tracing::warn!(path = %path.display(), "a file cannot be read; it is made anew");
+            Ok(Some(Vec::new()))
+        }
         Err(error) => at(path, Err(error)),
     }
 }

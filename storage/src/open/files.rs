@@ -44,26 +44,29 @@ impl Files {
         Ok(())
     }
 
-    /// Creates the folder if it is new; refuses one of another topic id.
-    pub(super) async fn claim(&self, settings: &mut LogSettings) -> Result<(), LogError> {
+    /// Creates the folder if it is new; refuses one of another topic id. Where its file does not
+    /// say whose it is, what is `known` counts.
+    pub(super) async fn claim(
+        &self,
+        settings: &mut LogSettings,
+        known: Option<[u8; 16]>,
+    ) -> Result<(), LogError> {
         let path = self.folder.join(METADATA_FILE);
         let text = read_small(&path).await?;
-        let found = text.and_then(|text| names::parse_metadata(&String::from_utf8(text).ok()?));
-        match (found, settings.topic_id) {
-            (Some(found), Some(wanted)) if found != wanted => {
-                Err(LogError::TopicId { found, wanted })
-            }
-            (Some(found), _) => {
-                settings.topic_id = Some(found);
-                Ok(())
-            }
-            (None, wanted) => {
-                at(&self.folder, ring::fs::create_dir_all(&self.folder).await)?;
-                let Some(id) = wanted else { return Ok(()) };
-                let text = names::format_metadata(id).into_bytes();
-                at(&path, ring::fs::write(&path, text).await)
-            }
+        let written = text.and_then(|text| names::parse_metadata(&String::from_utf8(text).ok()?));
+        let found = written.or(known);
+        if let (Some(found), Some(wanted)) = (found, settings.topic_id)
+            && found != wanted
+        {
+            return Err(LogError::TopicId { found, wanted });
         }
+        settings.topic_id = found.or(settings.topic_id);
+        if written.is_some() {
+            return Ok(());
+        }
+        at(&self.folder, ring::fs::create_dir_all(&self.folder).await)?;
+        let Some(id) = settings.topic_id else { return Ok(()) };
+        at(&path, ring::fs::write(&path, names::format_metadata(id).into_bytes()).await)
     }
 
     /// All segment files, with their lengths.

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::index;
-use crate::names::EPOCHS_FILE;
+use crate::names::{EPOCHS_FILE, METADATA_FILE};
 
 /// How a file is hurt.
 type Hurt = fn(&Path);
@@ -108,6 +108,33 @@ fn producers_are_made_anew_from_all_batches() {
             let (_, recovered) = open(&store, settings()).await;
             assert_eq!(recovered.scanned_bytes, 0, "{name}: read again, and again");
             store.close().await;
+        });
+    }
+}
+
+#[test]
+fn whose_a_log_is_stands_in_the_checkpoint_too() {
+    for (name, hurt) in HURTS {
+        let dir = disk();
+        let path = dir.path().to_owned();
+        run(async move {
+            let with = |byte| LogSettings { topic_id: Some([byte; 16]), ..settings() };
+            let store = store(&path).await;
+            let (log, _) = open(&store, with(1)).await;
+            respond(&log, &testing::run(0..3, 100), 4000).unwrap();
+            store.close().await;
+            drop((log, store));
+            let file = id(0).folder(&path).join(METADATA_FILE);
+            let text = fs::read(&file).unwrap();
+            hurt(&file);
+            let store = self::store(&path).await;
+            let other = store.open_log(id(0), with(2)).await;
+            assert!(matches!(other, Err(LogError::TopicId { .. })), "{name}");
+            let (log, recovered) = open(&store, LogSettings { topic_id: None, ..settings() }).await;
+            assert_eq!((recovered.corrupt, log.topic_id()), (None, Some([1; 16])), "{name}");
+            assert_eq!(recovered.positions.received.0.offset, 3);
+            store.close().await;
+            assert_eq!(fs::read(&file).unwrap(), text, "{name}");
         });
     }
 }

@@ -9,6 +9,7 @@ use ring::{BLOCK, Class, Config, Share};
 use super::simulated::{batch, compare, settings, simulated_store};
 use super::*;
 use crate::boot::slot_path;
+use crate::names::{EPOCHS_FILE, METADATA_FILE};
 
 fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
     range.flat_map(batch).collect()
@@ -180,4 +181,89 @@ fn a_start_reads_what_lies_above_the_checkpoint_of_many_segments() {
         assert!(end.segment > 0 && recovered.scanned_bytes <= end.bytes, "{recovered:?}");
         compare(&log, 200).await;
     });
+}
+
+/// A new log's first batch moves it below where it was opened, while a flush is under way that has
+/// noted the old place.
+#[test]
+fn a_flush_that_began_before_the_first_batch_vouches_for_nothing() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let executor = sim.executor(Config::small());
+    sim.run_on(executor, async {
+        let store = simulated_store().await;
+        let settings = LogSettings { start_offset_if_new: 12, ..settings() };
+        let (log, _) = open(&store, settings).await;
+        let before = log.before_flush();
+        respond(&log, &Shape { records: 5, ..Shape::at(10) }.bytes(), 1000).unwrap();
+        let place = log.raise_flushed(&before);
+        log.show_flushed(before.generation, place);
+        let positions = log.flush().await.unwrap();
+        assert_eq!(positions.flushed.0, positions.received.0);
+        assert_eq!(positions.flushed.0.offset, 15);
+        store.close().await;
+    });
+}
+
+/// A power loss may leave what lies beside the batches unreadable: it is made anew as if garbled.
+#[test]
+fn what_cannot_be_read_beside_the_batches_is_made_anew() {
+    let folder = || id(0).folder(Path::new("/data"));
+    let files = [
+        folder().join(EPOCHS_FILE),
+        folder().join(METADATA_FILE),
+        folder().join(Kind::Index.name(0)),
+        folder().join(Kind::TimeIndex.name(0)),
+        id(0).seal_folder(Path::new("/data")).join(Kind::Seal.name(0)),
+    ];
+    let settings = || LogSettings { topic_id: Some([7; 16]), ..settings() };
+    for file in files {
+        let life = move |ready: Rc<Cell<bool>>| async move {
+            let store = simulated_store().await;
+            let (log, _) = open(&store, settings()).await;
+            respond(&log, &batches(0..60), 3000).unwrap();
+            store.close().await;
+            ready.set(true);
+        };
+        let spoil = |sim: &mut Simulation| {
+            sim.disk(Machine::FIRST, |disk| disk.spoil(&file, 0..8));
+        };
+        two_lives(life, spoil, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, settings()).await;
+            assert_eq!(recovered.corrupt, None);
+            assert_eq!(log.inner.borrow().epochs.entries(), [(0, 0), (1, 50)]);
+            compare(&log, 60).await;
+            store.close().await;
+        });
+    }
+}
+
+/// No checksum covers a batch's epoch and base offset: of the last one, which the source is asked
+/// for, they have to be what the checkpoint says, or it looks like another log's.
+#[test]
+fn a_last_batch_that_is_not_what_was_flushed_is_damage() {
+    for byte in [0, 7, 12, 15, 30] {
+        let life = move |ready: Rc<Cell<bool>>| async move {
+            let store = simulated_store().await;
+            let (log, _) = open(&store, settings()).await;
+            respond(&log, &batches(0..60), 3000).unwrap();
+            store.close().await;
+            ready.set(true);
+        };
+        let turn = move |sim: &mut Simulation| {
+            sim.disk(Machine::FIRST, |disk| {
+                let files = disk.files(id(0).folder(Path::new("/data"))).unwrap().into_iter();
+                let logs = files.filter(|(path, _)| path.extension().is_some_and(|e| e == "log"));
+                let (path, bytes) = logs.max().unwrap();
+                disk.flip_bit(&path, bytes - batch(59).len() as u64 + byte, 1);
+            });
+        };
+        two_lives(life, turn, async move {
+            let store = simulated_store().await;
+            let (_, recovered) = open(&store, settings()).await;
+            let corrupt = recovered.corrupt.expect("damage");
+            assert_eq!(corrupt.offsets, 59..60, "byte {byte}");
+            store.close().await;
+        });
+    }
 }
