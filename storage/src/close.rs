@@ -66,7 +66,7 @@ impl Log {
         self.settle().await;
         self.inner.borrow_mut().active.file = None;
         self.inner.borrow_mut().prepared = None;
-        let folders = [self.seal_folder(), self.folder().to_owned()];
+        let folders = [self.seal_folder(), self.folder()];
         for folder in folders {
             if !at(&folder, ring::fs::exists(&folder).await)? {
                 continue;

@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -163,7 +163,6 @@ pub(crate) struct Flags {
 pub struct Log {
     id: LogId,
     turn: u64,
-    folder: PathBuf,
     pub(crate) flags: Flags,
     /// Notified whenever a position or the state moves.
     pub changed: Signal,
@@ -182,7 +181,6 @@ impl Log {
         inner: Inner,
     ) -> Rc<Log> {
         Rc::new_cyclic(|this| Log {
-            folder: id.folder(volume.path()),
             id,
             turn,
             flags: Flags::default(),
@@ -205,8 +203,8 @@ impl Log {
     }
 
     /// The partition's folder.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    pub fn folder(&self) -> PathBuf {
+        self.id.folder(self.volume.path())
     }
 
     /// Where it stands.

@@ -255,7 +255,7 @@ impl Repair {
             }
             let staged = self.log.seal_folder().join(REPAIR_FILE);
             at(path, ring::fs::rename(&staged, path).await)?;
-            at(folder, ring::fs::sync_dir(folder).await)?;
+            at(&folder, ring::fs::sync_dir(&folder).await)?;
         }
         let again = self.part.check_range(&self.damage, self.expected_crc, verifier).await;
         if !again {

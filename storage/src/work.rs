@@ -279,7 +279,7 @@ impl Log {
             std::mem::take(&mut inner.epochs_dirty).then(|| inner.epochs.format())
         };
         let Some(text) = text else { return Ok(()) };
-        let written = write_epochs(self.folder(), text).await;
+        let written = write_epochs(&self.folder(), text).await;
         self.inner.borrow_mut().epochs_dirty |= written.is_err();
         written
     }

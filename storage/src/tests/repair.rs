@@ -435,7 +435,7 @@ fn a_power_loss_in_the_middle_of_a_repair_leaves_damage_or_what_is_whole() {
             }
             log.flush().await.unwrap();
             store.close().await;
-            hurt_at_random(log.folder()).await;
+            hurt_at_random(&log.folder()).await;
         });
         for _ in 0..6 {
             let executor = sim.executor_on(machine, ring::Config::small());
