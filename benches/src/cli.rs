@@ -82,6 +82,7 @@ pub fn main() -> ExitCode {
             core.parse().map_err(Into::into).and_then(bare::sender::run)
         }
         [command, job] if command == bare::pipe::COMMAND => bare::pipe::run_child(job),
+        [command, job] if command == bare::paced::COMMAND => bare::paced::run_child(job),
         [command, config] if command == serving::COMMAND => serving::run(config),
         _ => run(&argh::from_env()),
     };

@@ -3,9 +3,10 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use source::{ChildConfig, parse_addresses, run_child};
+use source::{ChildConfig, Handle, parse_addresses, run_child_saying};
 
 use crate::Outcome;
 use crate::process::{Process, monotonic};
@@ -18,8 +19,8 @@ pub struct Source {
     process: Process,
     /// Where its broker listens.
     pub address: SocketAddr,
-    /// CLOCK_MONOTONIC right before its topics began to grow, seconds.
-    pub begun: f64,
+    /// CLOCK_MONOTONIC when its first topic begins to grow, seconds.
+    pub grows_from: f64,
 }
 
 impl Source {
@@ -35,7 +36,7 @@ impl Source {
         let (clock, addresses) = line.split_once(' ').ok_or("the source said nothing")?;
         let addresses = parse_addresses(addresses).ok_or("the source did not start")?;
         let address = *addresses.first().ok_or("the source has no address")?;
-        Ok(Source { process, address, begun: clock.parse()? })
+        Ok(Source { process, address, grows_from: clock.parse()? })
     }
 
     /// The process.
@@ -54,13 +55,21 @@ impl Source {
     }
 }
 
-/// The child's whole life: the clock, then what [`run_child`] prints.
+/// The child's whole life: when it begins to grow, then what [`run_child_saying`] prints.
 ///
 /// # Errors
-/// As [`run_child`].
+/// As [`run_child_saying`].
 pub fn run(config: &str) -> Outcome {
-    print!("{:.6} ", monotonic()?);
-    Ok(run_child(config)?)
+    let config: ChildConfig = config.parse()?;
+    let first = config.topics.first().map(|topic| topic.name.clone()).unwrap_or_default();
+    let clock = |handle: &Handle| {
+        let (now, clock) = (Instant::now(), monotonic().unwrap_or(f64::NAN));
+        let from = handle.cluster().grows_from(&first).unwrap_or(now);
+        let ahead = from.saturating_duration_since(now).as_secs_f64();
+        let ago = now.saturating_duration_since(from).as_secs_f64();
+        format!("{:.6} ", clock + ahead - ago)
+    };
+    Ok(run_child_saying(&config.to_string(), clock)?)
 }
 
 /// The first line that a child prints.

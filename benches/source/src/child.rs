@@ -12,7 +12,7 @@
 //! `ring_bytes`, `backlog` (batches per partition), `rate` (bytes a second per partition),
 //! `batches_max`, `grows_after_ms`, `base_ms`, `step_us`, `first_offset`, `leader_epoch`.
 
-use crate::server::{Config, ServeError, serve};
+use crate::server::{Config, Handle, ServeError, serve};
 use crate::topic::{Content, TopicSpec};
 use std::fmt::{self, Display};
 use std::io::{self, Read, Write};
@@ -75,6 +75,14 @@ pub enum ChildError {
 
 /// Serves until standard input ends.
 pub fn run_child(config: &str) -> Result<(), ChildError> {
+    run_child_saying(config, |_| String::new())
+}
+
+/// The same, with what the parent is to know of the source before the addresses, on the same line.
+pub fn run_child_saying(
+    config: &str,
+    say: impl FnOnce(&Handle) -> String,
+) -> Result<(), ChildError> {
     let config: ChildConfig = config.parse()?;
     if let Some(core) = config.core
         && !core_affinity::set_for_current(core_affinity::CoreId { id: core })
@@ -84,7 +92,7 @@ pub fn run_child(config: &str) -> Result<(), ChildError> {
     let handle = serve(config.server_config()?)?;
     let addresses: Vec<String> = handle.addresses().iter().map(ToString::to_string).collect();
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{}", addresses.join(","))?;
+    writeln!(stdout, "{}{}", say(&handle), addresses.join(","))?;
     stdout.flush()?;
     drop(stdout);
 

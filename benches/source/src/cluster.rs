@@ -279,6 +279,13 @@ impl Cluster {
         result
     }
 
+    /// When a topic begins to grow, or began.
+    pub fn grows_from(&self, topic: &str) -> Option<Instant> {
+        let state = self.shared.lock();
+        let slot = *state.slot_by_name.get(topic)?;
+        state.topics[slot].as_ref().map(|topic| topic.started)
+    }
+
     /// Adds a topic. Returns its id, which is another one each time the name is used again.
     pub fn add_topic(&self, spec: TopicSpec) -> Result<Uuid, ControlError> {
         self.change(|state| state.add_topic(spec, Instant::now()))

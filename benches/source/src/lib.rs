@@ -35,7 +35,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use child::{ChildConfig, ChildError, parse_addresses, run_child};
+pub use child::{ChildConfig, ChildError, parse_addresses, run_child, run_child_saying};
 pub use cluster::{Cluster, ControlError};
 pub use control::Versions;
 pub use desk::{Desk, Reply, WaitingFetch};

@@ -1,13 +1,15 @@
 //! The bare hardware path: what the product is measured against.
 //!
 //! [`pipe`] receives, checks and writes in one thread on one core with nothing but the `io-uring`
-//! crate; [`sender`] feeds it from another process on another core. [`glommio`] has the same done
-//! by a program of its own, a peer to measure.
+//! crate; [`sender`] feeds it from another process on another core. [`paced`] only writes, at a
+//! given rate. [`glommio`] has the pipe done by a program of its own, a peer to measure.
 
 pub mod glommio;
+pub mod paced;
 pub mod pipe;
 pub mod sender;
 
+pub use paced::Paced;
 pub use pipe::{Job, Spent};
 
 /// Size of the sender's batches: each is a whole record batch of Kafka's format with its CRC.

@@ -122,7 +122,8 @@ fn empty(path: &Path) -> Outcome<File> {
     Ok(options.open(path)?)
 }
 
-fn fresh(path: &Path, bytes: u64) -> Outcome<File> {
+/// A new file with all its space prepared.
+pub(super) fn fresh(path: &Path, bytes: u64) -> Outcome<File> {
     let file = empty(path)?;
     nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, bytes.cast_signed())?;
     Ok(file)
@@ -147,14 +148,14 @@ pub fn compare(path: &Path, bytes: u64) -> Outcome {
 }
 
 /// Blocks in huge pages where the host gives them.
-struct Buffers {
+pub(super) struct Buffers {
     memory: *mut u8,
     mapped_bytes: usize,
     block_bytes: usize,
 }
 
 impl Buffers {
-    fn new(block_bytes: usize, depth: usize) -> Outcome<Buffers> {
+    pub(super) fn new(block_bytes: usize, depth: usize) -> Outcome<Buffers> {
         let mapped_bytes = (block_bytes * depth).next_multiple_of(HUGE_PAGE_BYTES);
         let layout = std::alloc::Layout::from_size_align(mapped_bytes, HUGE_PAGE_BYTES)?;
         // SAFETY: the layout is not empty; the advice concerns memory that was just allocated.
@@ -172,7 +173,7 @@ impl Buffers {
         }
     }
 
-    fn at(&self, block: usize) -> *mut u8 {
+    pub(super) fn at(&self, block: usize) -> *mut u8 {
         assert!((block + 1) * self.block_bytes <= self.mapped_bytes, "a block of ours");
         self.memory.wrapping_add(block * self.block_bytes)
     }
@@ -183,7 +184,7 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(self.at(block), self.block_bytes) }
     }
 
-    fn block_mut(&mut self, block: usize) -> &mut [u8] {
+    pub(super) fn block_mut(&mut self, block: usize) -> &mut [u8] {
         // SAFETY: as above, and `self` is borrowed alone.
         unsafe { std::slice::from_raw_parts_mut(self.at(block), self.block_bytes) }
     }

@@ -8,7 +8,11 @@
 //! the batch must appear in the copy's segment, again and again until it is no longer zero. What
 //! it finds is that the batch was received, checked and written: what a consumer of the copy
 //! could read. Each look and the rest before it take some 0.2 ms, and the clock was read just
-//! before the source began: so the figure errs on the high side, by 0.1 to 0.4 ms.
+//! before the source began: so the figure errs on the high side, by 0.1 to 0.4 ms. Which batches
+//! are probed is known beforehand, so that those count, too, that are born while one is late.
+//!
+//! The ceiling is the disk's own: just before each run a bare writer ([`Paced`]) writes batches of
+//! the same births into as many fresh files, and what it waits for is a write's end.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -21,6 +25,7 @@ use source::{Growth, TopicSpec};
 use super::grid::{Grid, Stages, best};
 use super::{BATCH_BYTES, Bench, growing};
 use crate::Outcome;
+use crate::bare::Paced;
 use crate::cli::Options;
 use crate::conditions::{FileState, load_average};
 use crate::folder::free_bytes;
@@ -52,8 +57,9 @@ const BATCH_LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks at the same batch. Prepared space is read without any I/O: a probe that never
 /// rested would keep the source, with which it shares a core, from answering.
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
-/// Between two looks at different batches, so that the probe stays a small load.
-const PAUSE: Duration = Duration::from_millis(3);
+/// The least between the births of two batches that are probed, so that the probe stays a small
+/// load.
+const PAUSE: Duration = Duration::from_millis(4);
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     let time = Duration::from_secs(options.unless_quick(8, 1));
@@ -68,8 +74,13 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
         time.as_secs(),
         position_max(options)? >> 20
     );
-    let mut report = bench.report(options, &load, Grid::describe())?;
-    let mut progress = Progress::new(options.runs * (shares.len() + 2));
+    let ceiling = format!(
+        "for rates, {}; for lag, a bare writer on one ring: the same births into {PARTITIONS} \
+         prepared files, the same bounds of size and depth, a flush each second",
+        Grid::describe()
+    );
+    let mut report = bench.report(options, &load, &ceiling)?;
+    let mut progress = Progress::new(options.runs * (2 * shares.len() + 2));
     let mut grid = Grid::new(options, options.unless_quick(1 << 30, 128 << 20))?;
     grid.add(Stages::Pipe, FileState::Fresh, 2)?;
     for _ in 0..options.runs {
@@ -78,16 +89,19 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     let ceiling = best(grid.rows(), FileState::Fresh, RATE)?.median(RATE)?;
     drop(grid);
 
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows: Vec<[Row; 2]> = Vec::new();
     for (percent, trickle) in shares {
         let beside = if *trickle { " + trickle" } else { "" };
         let name = format!("{percent} % of {ceiling:.2} GiB/s{beside}");
-        rows.push(Row::new(name, FileState::Fresh));
+        let bare = Row::new(format!("{name}, bare writer"), FileState::Fresh);
+        rows.push([Row::new(name, FileState::Fresh), bare]);
     }
     for _ in 0..options.runs {
-        for ((percent, trickle), row) in shares.iter().zip(&mut rows) {
-            progress.next(&row.name);
+        for ((percent, trickle), [row, bare]) in shares.iter().zip(&mut rows) {
             let rate = ceiling * GIB * f64::from(*percent) / 100.0;
+            progress.next(&bare.name);
+            push(bare, &bare_writer(rate, time, options)?.run()?);
+            progress.next(&row.name);
             let mut lags = Sample::default();
             for grows_after_ms in GROWS_AFTER_MS {
                 if lags.0.is_empty() {
@@ -97,20 +111,16 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
             if lags.0.is_empty() {
                 return Err("no batch was probed: the first segment was full too soon".into());
             }
-            row.push("least ms", lags.min());
-            for p in [50.0, 90.0, 99.0, 99.9] {
-                row.push(&format!("p{p} ms"), lags.percentile(p));
-            }
-            row.push("most ms", lags.max());
-            row.push("batches probed", lags.0.len() as f64);
+            push(row, &lags);
         }
     }
     progress.end();
-    for ((percent, _), row) in shares.iter().zip(&rows) {
+    for ((percent, _), [row, bare]) in shares.iter().zip(&rows) {
         let goal = (*percent == 50).then_some(Goal::AtMost(4.0));
         report.state(&format!("p99 ms at {}", row.name), row.median(P99)?, goal);
+        report.compare(&format!("× that of the {}", bare.name), P99, row, bare, None)?;
     }
-    report.rows = rows;
+    report.rows = rows.into_iter().flatten().collect();
     report.panels = vec![
         Panel { unit: "p50 ms".into(), line: None },
         Panel { unit: P99.into(), line: Some((4.0, "goal at 50 %".into())) },
@@ -118,11 +128,39 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     report.notes.push(
         "lag of partition 0, from the batch's birth by the source's own arithmetic until the \
          probe's direct read finds its last block; read so often, it errs by 0.1 to 0.4 ms on the \
-         high side"
+         high side; of each 4 ms one batch. Of bare writers, all batches"
             .into(),
     );
     report.busy[1] = load_average();
     Ok(report)
+}
+
+fn push(row: &mut Row, lags: &Sample) {
+    row.push("least ms", lags.min());
+    for p in [50.0, 90.0, 99.0, 99.9] {
+        row.push(&format!("p{p} ms"), lags.percentile(p));
+    }
+    row.push("most ms", lags.max());
+    row.push("batches", lags.0.len() as f64);
+}
+
+/// Seconds between two batches of one partition.
+fn interval(rate: f64) -> f64 {
+    let seconds = BATCH_BYTES as f64 / (rate / f64::from(PARTITIONS));
+    // The source counts in whole nanoseconds.
+    Duration::from_secs_f64(seconds).as_nanos() as f64 / 1e9
+}
+
+fn bare_writer(rate: f64, time: Duration, options: &Options) -> Outcome<Paced> {
+    let interval = interval(rate);
+    let batches = (time.as_secs_f64() / interval) as u64;
+    Ok(Paced {
+        core: options.data_core(),
+        folder: options.folder.join("paced"),
+        files: PARTITIONS.unsigned_abs() as usize,
+        interval,
+        batches: batches.clamp(1, position_max(options)? / BATCH_BYTES as u64),
+    })
 }
 
 /// How far each partition grows.
@@ -158,8 +196,7 @@ fn once(
     let lags = std::thread::scope(|scope| {
         let probe = scope.spawn(|| {
             core_affinity::set_for_current(core_affinity::CoreId { id: core });
-            probe(&running, &segment, (rate, position_max), (time, grows_after_ms))
-                .map_err(|error| error.to_string())
+            probe(&running, &segment, (rate, position_max), time).map_err(|error| error.to_string())
         });
         probe.join().map_err(|_| "the probe panicked")?
     })?;
@@ -172,24 +209,22 @@ fn probe(
     running: &Running,
     segment: &Path,
     (rate, position_max): (f64, u64),
-    (time, grows_after_ms): (Duration, u64),
+    time: Duration,
 ) -> Outcome<Vec<f64>> {
     let file = await_file(segment)?;
-    let seconds = BATCH_BYTES as f64 / (rate / f64::from(PARTITIONS));
-    // The source counts in whole nanoseconds.
-    let interval = Duration::from_secs_f64(seconds).as_nanos() as f64 / 1e9;
-    let begun = running.source.begun + grows_after_ms as f64 / 1e3;
+    let interval = interval(rate);
+    let step = (PAUSE.as_secs_f64() / interval).ceil() as u64;
+    let begun = running.source.grows_from;
     let until = begun.max(monotonic()?) + time.as_secs_f64();
     let mut block = AlignedBlock([0; BLOCK]);
     let mut lags = Vec::new();
-    loop {
-        let now = monotonic()?;
-        let ordinal = ((now - begun) / interval).ceil().max(1.0);
-        let end = (ordinal as u64) * BATCH_BYTES as u64;
-        if now > until || end > position_max {
+    let first = ((monotonic()? - begun) / interval).ceil().max(1.0) as u64;
+    for ordinal in (first..).step_by(step as usize) {
+        let birth = begun + ordinal as f64 * interval;
+        let end = ordinal * BATCH_BYTES as u64;
+        if birth > until || end > position_max {
             break;
         }
-        let birth = begun + ordinal * interval;
         let wait = birth - monotonic()?;
         if wait > 0.0 {
             std::thread::sleep(Duration::from_secs_f64(wait));
@@ -202,7 +237,6 @@ fn probe(
             std::thread::sleep(LOOK_AGAIN);
         }
         lags.push((monotonic()? - birth) * 1e3);
-        std::thread::sleep(PAUSE);
     }
     Ok(lags)
 }
