@@ -373,7 +373,7 @@ fn read_fixed(rest: &mut &[u8]) -> Option<(LogId, Fixed)> {
     let fixed: Fixed = bytemuck::pod_read_unaligned(rest.get(..FIXED_BYTES)?);
     let link_end = FIXED_BYTES.checked_add(fixed.link_bytes as usize)?;
     let topic_end = link_end.checked_add(fixed.topic_bytes as usize)?;
-    let text = |range| Some(std::str::from_utf8(rest.get(range)?).ok()?.to_owned());
+    let text = |range| Some(std::str::from_utf8(rest.get(range)?).ok()?.into());
     let id = LogId {
         link: text(FIXED_BYTES..link_end)?,
         topic: text(link_end..topic_end)?,
@@ -417,12 +417,18 @@ mod tests {
     }
 
     fn checkpoint() -> impl Strategy<Value = Checkpoint> {
-        let id = ("[a-z]{1,9}", "[a-zA-Z0-9._-]{3,20}", 0i32..100)
-            .prop_map(|(link, topic, partition)| LogId { link, topic, partition });
+        let id = ("[a-z]{1,9}", "[a-zA-Z0-9._-]{3,20}", 0i32..100).prop_map(
+            |(link, topic, partition): (String, String, _)| LogId {
+                link: link.into(),
+                topic: topic.into(),
+                partition,
+            },
+        );
         let gone = prop::collection::btree_map("[a-z]{1,9}", any::<u64>(), 0..3);
         (any::<u64>(), any::<u64>(), prop::collection::btree_map(id, entry(), 0..8), gone).prop_map(
             |(boot, sequence, entries, gone)| {
-                let id = |link| LogId { link, topic: "gone".into(), partition: 7 };
+                let id =
+                    |link: String| LogId { link: link.into(), topic: "gone".into(), partition: 7 };
                 let gone = gone.into_iter().map(|(link, turn)| (id(link), turn)).collect();
                 Checkpoint { boot, sequence, entries, gone }
             },

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -56,10 +57,11 @@ pub fn inventory(data_dirs: &[PathBuf]) -> Result<Vec<FoundPartition>, Inventory
             if name.starts_with('.') || names::check_name("link", name).is_err() {
                 continue;
             }
+            let name: Arc<str> = name.into();
             for folder in folders(link)? {
                 let parsed = file_name(&folder).and_then(names::parse_folder);
                 let Some((topic, partition)) = parsed else { continue };
-                let id = LogId { link: name.to_owned(), topic: topic.to_owned(), partition };
+                let id = LogId { link: Arc::clone(&name), topic: topic.into(), partition };
                 all.push(found(id, data_dir, folder)?);
             }
         }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -17,13 +18,13 @@ pub const PREPARED_FILE: &str = "next.prepared";
 /// Records fetched again for a damaged range, beside the seals, until they are complete.
 pub const REPAIR_FILE: &str = "repair.staged";
 
-/// A partition of a link's topic.
+/// A partition of a link's topic. The names are shared: the same log stands in many tables.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogId {
     /// The link: a virtual cluster.
-    pub link: String,
+    pub link: Arc<str>,
     /// The topic.
-    pub topic: String,
+    pub topic: Arc<str>,
     /// The partition.
     pub partition: i32,
 }
@@ -57,7 +58,7 @@ impl LogId {
 
     /// The partition's folder.
     pub fn folder(&self, data_dir: &Path) -> PathBuf {
-        data_dir.join(&self.link).join(format!("{}-{}", self.topic, self.partition))
+        data_dir.join(&*self.link).join(format!("{}-{}", self.topic, self.partition))
     }
 
     /// The folder of the partition's seals.
@@ -65,7 +66,7 @@ impl LogId {
         data_dir
             .join(OWN_FOLDER)
             .join("seals")
-            .join(&self.link)
+            .join(&*self.link)
             .join(format!("{}-{}", self.topic, self.partition))
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ring::sim::Disk;
 use shards::control::PartitionKey;
@@ -164,8 +165,8 @@ impl Model {
 
     fn id(&self) -> LogId {
         LogId {
-            link: self.key.link.to_string(),
-            topic: self.key.topic.to_string(),
+            link: Arc::clone(&self.key.link),
+            topic: Arc::clone(&self.key.topic),
             partition: self.key.partition,
         }
     }

@@ -338,7 +338,7 @@ fn found_elsewhere(mut stored: Stored, found: &[FoundPartition], dirs: &[PathBuf
     for partition in found {
         let id = &partition.id;
         let record = records
-            .get_mut(&(id.link.clone(), id.topic.clone()))
+            .get_mut(&(id.link.to_string(), id.topic.to_string()))
             .and_then(|record| record.partitions.get_mut(id.partition as usize));
         match record {
             Some(dir) if *dir != dirs[partition.data_dir] => {

@@ -2,6 +2,7 @@
 //! again after they failed.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ring::{Share, spawn};
 use storage::log::{Log, LogError, LogSettings, LogState};
@@ -98,8 +99,8 @@ impl Shard {
     ) -> Result<(), OpenError> {
         let assign = &partition.assign;
         let id = LogId {
-            link: assign.key.link.to_string(),
-            topic: assign.key.topic.to_string(),
+            link: Arc::clone(&assign.key.link),
+            topic: Arc::clone(&assign.key.topic),
             partition: assign.key.partition,
         };
         let exists = self.existing.borrow().contains(&id);

@@ -74,7 +74,7 @@ async fn list(
         for folder in folders(&path.join(&link)).await? {
             let Some((topic, partition)) = names::parse_folder(&folder) else { continue };
             let dir = path.join(&link).join(&folder);
-            let id = LogId { link: link.clone(), topic: topic.to_owned(), partition };
+            let id = LogId { link: link.as_str().into(), topic: topic.into(), partition };
             let text = ring::fs::read(dir.join(METADATA_FILE), CONTROL_FILE_BYTES_MAX).await.ok();
             let text = text.and_then(|bytes| String::from_utf8(bytes).ok());
             let topic_id = text.as_deref().and_then(names::parse_metadata);

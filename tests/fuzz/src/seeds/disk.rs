@@ -143,7 +143,7 @@ pub fn producers() -> Vec<Vec<u8>> {
 fn checkpoint_of(count: i32) -> Checkpoint {
     let mut read = Checkpoint { boot: 3, sequence: 9, ..Checkpoint::default() };
     for partition in 0..count {
-        let id = LogId { link: "prod".to_owned(), topic: "orders".to_owned(), partition };
+        let id = LogId { link: "prod".into(), topic: "orders".into(), partition };
         let place = Place { segment: 0, bytes: 74, offset: 3 };
         let start = Replay::segment_start(0, Some(0), partition == 1);
         // What was saved of the indexes, and its checksums.
@@ -177,7 +177,7 @@ fn checkpoint_of(count: i32) -> Checkpoint {
 pub fn checkpoints() -> Vec<Vec<u8>> {
     let mut read = [0, 1, 3].map(checkpoint_of);
     let again = read[2].entries.keys().next().cloned();
-    let never = LogId { link: "dr".to_owned(), topic: "payments".to_owned(), partition: 7 };
+    let never = LogId { link: "dr".into(), topic: "payments".into(), partition: 7 };
     read[2].gone.extend(again.map(|id| (id, 1)));
     read[2].gone.insert(never, 3);
     read.map(|read| [&[0][..], &read.encode()].concat()).into()
