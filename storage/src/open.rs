@@ -18,7 +18,7 @@ use crate::names::{Kind, LogId, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;
 use crate::recovery::{
-    Corrupt, Found, Known, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict,
+    Corrupt, Found, FoundSegment, Known, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict,
 };
 use crate::scan::{FoundBatch, scan};
 use crate::seal::{Ends, SealBuilder};
@@ -145,6 +145,7 @@ pub(crate) async fn load(
     remove(&files.folder.join(PREPARED_FILE)).await?;
     let listing = files.list().await?;
     let mut found = find(files, &listing, entry, settings.start_offset_if_new).await?;
+    let cut_off = take_from(&mut found.segments, until);
     let new = found.segments.is_empty() && found.entry.is_none();
     let mut loading = Loading {
         files,
@@ -173,6 +174,9 @@ pub(crate) async fn load(
             Last::None => {}
         }
     }
+    if verdict.corrupt.is_none() {
+        verdict.remove.extend(cut_off);
+    }
     let recovered = Recovered {
         new,
         positions: Positions::default(),
@@ -186,6 +190,14 @@ pub(crate) async fn load(
     }
     let opened = loading.finish(settings, entry, &verdict, &found, new).await?;
     Ok((opened, recovered))
+}
+
+/// Takes out the segments that begin at or above a cut: of them nothing stays, and the log does not
+/// go on where they are.
+fn take_from(segments: &mut Vec<FoundSegment>, until: Option<i64>) -> Vec<i64> {
+    let Some(until) = until else { return Vec::new() };
+    let keep = segments.partition_point(|segment| segment.base < until);
+    segments.split_off(keep).into_iter().map(|segment| segment.base).collect()
 }
 
 /// The batch that a log ends with.

@@ -267,3 +267,41 @@ fn a_last_batch_that_is_not_what_was_flushed_is_damage() {
         });
     }
 }
+
+/// A cut below all that a log has, whose flush fails: what is left of the segments is no record,
+/// and not where the log goes on.
+#[test]
+fn a_cut_below_all_records_that_fails_leaves_no_hole() {
+    let settings = || LogSettings { start_offset_if_new: 100, ..settings() };
+    let mut sim = Simulation::new(9, Faults::none());
+    let executor = sim.executor(Config::small());
+    let (flushed, failing) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (told, may) = (Rc::clone(&flushed), Rc::clone(&failing));
+    let life = sim.spawn_on(executor, Share::Replicate, async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &batches(100..130), 3000).unwrap();
+        log.flush().await.unwrap();
+        told.set(true);
+        while !may.get() {
+            ring::sleep(Duration::from_millis(1)).await;
+        }
+        log.truncate_to(70).await.expect_err("the flush fails");
+    });
+    sim.run_until(|_| flushed.get());
+    sim.disk(Machine::FIRST, |disk| disk.fail_flushes(1));
+    failing.set(true);
+    sim.run_until(|_| life.is_finished());
+    sim.crash(executor);
+    let last = sim.executor(Config::small());
+    sim.run_on(last, async move {
+        let store = simulated_store().await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.corrupt, None);
+        let positions = log.positions();
+        assert_eq!((positions.log_start_offset, positions.received.0.offset), (70, 70));
+        respond(&log, &batches(70..75), 3000).unwrap();
+        assert_eq!(log.positions().received.0.offset, 75);
+        store.close().await;
+    });
+}
