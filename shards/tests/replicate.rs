@@ -200,6 +200,41 @@ fn a_source_that_lost_records_is_found_and_cut_only_when_allowed() {
     rig.assert_equal();
 }
 
+/// The copy was cut where the source begins, which is a batch's end here and within one there: what
+/// lies below is of a past that the source has parted from, and stood in the way for ever.
+#[test]
+fn a_source_that_parted_below_its_start_is_followed_from_within_a_batch() {
+    let parted = TopicSpec { content: Content::Given, ..TopicSpec::new("parted", 1, 0) };
+    let sixteens = topic("sixteens", 1, 100);
+    let tens = TopicSpec::new("tens", 1, 40).with_batches(8, 20_000, 10);
+    let topics = [&parted, &sixteens, &tens];
+    let config = topics.iter().fold(Config::loopback(1), |c, topic| c.with_topic((*topic).clone()));
+    let source = serve(config).expect("a source");
+    let append = |cluster: &source::Cluster, from: &str| {
+        let log = cluster.log(from, 0).expect("it has it");
+        let batches = log.batches_from(0).map(|batch| {
+            let mut bytes = Vec::new();
+            log.write_batch(&batch, &mut bytes);
+            bytes
+        });
+        let batches: Vec<_> = batches.collect();
+        cluster.append_batches("parted", 0, &batches, false).expect("appends");
+    };
+    append(&source.cluster(), "sixteens");
+    let mut rig = Rig::new(source, &[&parted], settings());
+    rig.until_caught_up();
+    rig.stop();
+    let cluster = rig.source.cluster();
+    cluster.lose_tail("parted", 0, 1280).expect("loses");
+    append(&cluster, "tens");
+    cluster.delete_records("parted", 0, 1296).expect("deletes");
+    rig.settings.allow_truncation = true;
+    rig.start();
+    rig.until_caught_up();
+    assert_eq!(rig.partition("parted", 0).log_start, 1296);
+    rig.stop();
+}
+
 #[test]
 fn a_source_that_trimmed_its_log_beyond_our_end_is_a_named_gap() {
     let orders = topic("orders", 2, 100);

@@ -12,6 +12,7 @@ use source::{Fault, Target, TopicSpec};
 use world::{World, settings};
 
 const MINUTE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
 const MANY: i32 = 800;
 
 fn topic(name: &str, partitions: i32, batches: u64) -> TopicSpec {
@@ -269,6 +270,39 @@ fn a_batch_longer_than_any_can_be_is_asked_for_again_and_then_named_as_bad() {
     });
     world.cluster.clear_faults();
     world.resume("orders");
+    world.until_caught_up(MINUTE);
+}
+
+/// What a full disk cannot take would stay in memory, which is everybody's, or be asked for again
+/// and again: of its partitions nothing more is asked for.
+#[test]
+fn of_partitions_on_a_full_disk_nothing_more_is_asked_for() {
+    let mut world = caught_up(4);
+    let machine = world.machine();
+    world.sim.disk(machine, |disk| {
+        let used = (1 << 40) - disk.free_bytes();
+        disk.set_capacity(used);
+    });
+    let grow = |world: &World| {
+        for partition in 0..4 {
+            world.cluster.append("orders", partition, 40).expect("appends");
+        }
+    };
+    grow(&world);
+    world.until("a full disk", MINUTE, |status| {
+        status.partitions.iter().all(|p| p.state == PartitionState::DiskFull)
+    });
+    // What was asked for before comes to its end.
+    world.sim.run_for(10 * SECOND);
+    let before = world.status();
+    for _ in 0..10 {
+        grow(&world);
+        world.sim.run_for(SECOND);
+    }
+    let after = world.status();
+    assert_eq!(after.stats.bytes_received, before.stats.bytes_received);
+    assert!(after.stats.memory_used <= before.stats.memory_used);
+    world.sim.disk(machine, |disk| disk.set_capacity(1 << 40));
     world.until_caught_up(MINUTE);
 }
 

@@ -377,6 +377,7 @@ impl World {
                 Event::Damaged { .. } | Event::Repaired { .. } => {}
                 Event::Truncated { key, from, to } => {
                     let settings = &self.settings;
+                    let start = self.log(&key).log_start();
                     let model = self.models.get_mut(&key).expect("it is known");
                     if model.sealed.is_some() {
                         return Err(format!("{key}: cut from {to} to {from} after its failover"));
@@ -384,8 +385,9 @@ impl World {
                     if !settings.allow_truncation {
                         return Err(format!("{key}: cut from {to} to {from} without permission"));
                     }
-                    if from < model.floor {
-                        let floor = model.floor;
+                    // What lies below the source's start may be of a past it has parted from.
+                    let floor = model.floor.min(start);
+                    if from < floor && !(from < start && to <= start) {
                         return Err(format!("{key}: cut to {from}, {floor} is common"));
                     }
                     model.flushed = model.flushed.min(from);

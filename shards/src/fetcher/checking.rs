@@ -209,7 +209,7 @@ impl Fetcher {
         }
         let name = partition.key.clone();
         let event = Event::Truncated { key: name, from: common_end, to: end };
-        self.cut(key, common_end, Some(event));
+        self.cut(key, common_end, None, Some(event));
     }
 
     /// Finds out why offsets were out of range, from the leader that said so.

@@ -8,6 +8,7 @@ use net::fetch::{EpochEnd, Verdict};
 use net::{ErrorCode, codes::Meaning};
 use storage::check::AppendError;
 use storage::limits::BATCH_BYTES_MAX;
+use storage::log::Log;
 
 use super::{Fetcher, Kind};
 use crate::check::{Compared, compare};
@@ -225,6 +226,10 @@ impl Fetcher {
                 }
                 if partition.count_repeated() < BAD_BATCHES_MAX {
                     self.wait_and_retry(key, error.to_string());
+                } else if let Some(offset) = self.hidden_past(&log, &error) {
+                    let (name, to) = (partition.key.clone(), log.positions().received.0.offset);
+                    let event = Event::Truncated { key: name, from: offset, to };
+                    self.cut(key, offset, Some(to), Some(event));
                 } else {
                     let code = match error {
                         AppendError::CrcMismatch { .. } => FaultCode::CorruptBatch,
@@ -235,6 +240,16 @@ impl Fetcher {
                 }
             }
         }
+    }
+
+    /// Where to cut a log of which nothing is visible, when the source's first batch begins below
+    /// its end: what lies there is of a past that the source has parted from, or a batch of the
+    /// source would end where the log does.
+    fn hidden_past(&self, log: &Log, error: &AppendError) -> Option<i64> {
+        let AppendError::OffsetBelowExpected { base_offset, .. } = error else { return None };
+        let positions = log.positions();
+        let hidden = positions.received.0.offset == positions.log_start_offset;
+        (hidden && self.link.settings().allow_truncation).then_some(*base_offset)
     }
 
     /// An answer that goes back within itself lies about its gaps: what looked like one may be a
@@ -249,12 +264,13 @@ impl Fetcher {
         } else {
             partition.failed(reason, ring::random(), ring::wall_ms());
         }
-        self.cut(key, began_at, None);
+        self.cut(key, began_at, None, None);
     }
 
     /// Cuts a log back, on a task of its own: it must come to its end whatever becomes of this
-    /// connection. Nobody fetches the partition meanwhile; afterwards it is looked at again.
-    pub(super) fn cut(&mut self, key: u32, offset: i64, event: Option<Event>) {
+    /// connection. Nobody fetches the partition meanwhile; afterwards it is looked at again. It
+    /// begins at `start` then, if that is given, or where it began, or at the cut.
+    pub(super) fn cut(&mut self, key: u32, offset: i64, start: Option<i64>, event: Option<Event>) {
         let Some(partition) = self.owned(key) else { return };
         let Some(log) = partition.log() else { return };
         partition.cutting.set(true);
@@ -262,6 +278,9 @@ impl Fetcher {
         let link = Rc::clone(&self.link);
         ring::spawn(ring::Share::Replicate, async move {
             let cut = log.truncate_to(offset).await;
+            if let Some(start) = start {
+                log.advance_start(start);
+            }
             partition.cutting.set(false);
             match (cut, event) {
                 (Err(error), _) => {
