@@ -33,3 +33,4 @@ pub const OVERSHOOT_BYTES: usize = 4 << 10;
 
 const _: () = assert!(COPY_BYTES_MAX < HEAD_BYTES);
 const _: () = assert!(OVERSHOOT_BYTES <= COPY_BYTES_MAX);
+const _: () = assert!(COPY_BYTES_MAX + OVERSHOOT_BYTES <= HEAD_BYTES);

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use ring::{File, Instant, Lease};
+use ring::{Class, File, Instant, Lease};
 
 use crate::batch::Batch;
 use crate::chain::Chain;
@@ -17,7 +17,7 @@ use crate::position::{Flushed, Place, Positions, Received, Written};
 use crate::producers::Producers;
 use crate::recovery::Corrupt;
 use crate::seal::SealBuilder;
-use crate::segment::{Finished, Segment};
+use crate::segment::{Finished, Segment, Urge};
 use crate::store::Memory;
 
 /// The state.
@@ -67,6 +67,8 @@ pub(crate) struct Inner {
     /// This response brought a bad batch; the rest of it is not taken.
     pub refused: bool,
     pub overdue: bool,
+    /// The partial block at the end waits no longer for what the source still has.
+    pub tail_due: bool,
     pub disk_full: bool,
     pub closing_down: bool,
 }
@@ -103,8 +105,26 @@ impl Inner {
         self.closing.front().unwrap_or(&self.active).written
     }
 
-    pub fn idle(&self) -> bool {
-        !self.expecting && self.active.unsent() == 0
+    /// What is worth writing of the active segment.
+    pub fn urge(&self) -> Urge {
+        // A block that is written in part is written again, over space that is in use and space
+        // that is not: ext4 makes such a write wait for all others of its file. While the source
+        // has more, the rest of the block is not far.
+        let more = self.high_watermark > self.active.received.offset;
+        match (self.expecting, self.overdue) {
+            (true, true) => Urge::Overdue,
+            (true, false) => Urge::Enough,
+            (false, _) if more && !self.tail_due && !self.closing_down => Urge::Whole,
+            (false, _) => Urge::All,
+        }
+    }
+
+    /// Between two responses no more than a partial block is held.
+    pub fn compact(&mut self) {
+        if !self.expecting {
+            let block = || ring::try_lease(ring::BLOCK, Class::Control);
+            self.active.chain.compact(block);
+        }
     }
 
     pub fn positions(&self) -> Positions {
@@ -380,6 +400,7 @@ impl Opened {
             expecting: false,
             refused: false,
             overdue: false,
+            tail_due: false,
             disk_full: false,
             closing_down: false,
         };

@@ -421,7 +421,7 @@ impl Log {
                 if inner.written().offset >= target {
                     return Ok(());
                 }
-                inner.overdue = true;
+                (inner.overdue, inner.tail_due) = (true, true);
             }
             self.touch();
             self.changed.after(seen).await;

@@ -66,6 +66,8 @@ pub enum Urge {
     Enough,
     /// Bytes have waited too long, but more are on their way.
     Overdue,
+    /// More bytes will come with another response: all but the partial block, which they complete.
+    Whole,
     /// No more bytes are on their way.
     All,
 }
@@ -216,7 +218,7 @@ impl Segment {
         let at = run.as_ref().map_or(self.chain.start(), |run| run.at);
         let mut pieces = run.map_or_else(Gather::new, |run| self.check_rewrite(run));
         let with_tail = match urge {
-            Urge::Enough => false,
+            Urge::Enough | Urge::Whole => false,
             // The partial block is still growing; it is written again for nothing.
             Urge::Overdue => pieces.is_empty(),
             Urge::All => true,

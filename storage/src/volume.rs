@@ -425,6 +425,7 @@ impl Volume {
             for log in self.logs() {
                 log.retire_due();
                 if log.wants_housekeeping() {
+                    log.set_tail_due();
                     self.look_again(&log);
                 }
             }

@@ -175,7 +175,10 @@ impl Connection {
     ) -> Result<(), NetError> {
         let ready = left.min(answer.filled - answer.at);
         if ready == 0 && (answer.skip || left <= COPY_BYTES_MAX) {
-            return self.refill(answer, HEAD_BYTES).await;
+            // Behind the last of a large record set come more of them: those are not for copying.
+            let large = self.large_records && !answer.skip;
+            let window = if large { left + OVERSHOOT_BYTES } else { HEAD_BYTES };
+            return self.refill(answer, window).await;
         }
         if answer.skip {
             answer.at += ready;
@@ -214,7 +217,9 @@ impl Connection {
         assert!((1..=left).contains(&room), "lent {room} for {left} bytes");
         // Never more than the frame holds, so that the receive may wait until all of it is there.
         let behind = answer.parser.frame_left() - left;
-        let window = if room == left { behind.min(OVERSHOOT_BYTES) } else { 0 };
+        // A record set that begins within a block ends a little behind the memory lent for it.
+        let rest = left - room;
+        let window = if rest <= COPY_BYTES_MAX { rest + behind.min(OVERSHOOT_BYTES) } else { 0 };
         let receive = self.receive(Some(lease), window, Api::Fetch, &mut answer.pace);
         let (bytes, lease) = receive.await?;
         let lease = lease.expect("the records' lease comes back");

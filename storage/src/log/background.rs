@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use ring::{Class, Instant};
+use ring::Instant;
 
 use super::{Log, LogState};
 use crate::checkpoint::Entry;
@@ -21,10 +21,7 @@ impl Log {
         self.volume.touch(&this);
         let waits = {
             let mut inner = self.inner.borrow_mut();
-            if inner.idle() {
-                let block = || ring::try_lease(ring::BLOCK, Class::Control);
-                inner.active.chain.compact(block);
-            }
+            inner.compact();
             inner.expecting && inner.segments().any(|segment| segment.unsent() > 0)
         };
         if waits {
@@ -55,14 +52,10 @@ impl Log {
                 return Some(write);
             }
         }
-        let urge = match (inner.expecting, inner.overdue) {
-            (false, _) => Urge::All,
-            (true, true) => Urge::Overdue,
-            (true, false) => Urge::Enough,
-        };
+        let urge = inner.urge();
         let write = inner.active.next_write(urge);
         if inner.active.unsent() == 0 {
-            inner.overdue = false;
+            (inner.overdue, inner.tail_due) = (false, false);
         }
         write
     }
@@ -76,10 +69,7 @@ impl Log {
                     if let Some(segment) = inner.segments_mut().find(|s| s.base == segment) {
                         segment.complete(flight);
                     }
-                    if inner.idle() {
-                        let block = || ring::try_lease(ring::BLOCK, Class::Control);
-                        inner.active.chain.compact(block);
-                    }
+                    inner.compact();
                     let moved = inner.written() != before;
                     drop(inner);
                     if let Some(this) = self.this.upgrade().filter(|_| moved) {
@@ -106,6 +96,12 @@ impl Log {
         if was != full {
             self.changed.notify();
         }
+    }
+
+    /// What waited for more from the source has waited long enough.
+    pub(crate) fn set_tail_due(&self) {
+        let mut inner = self.inner.borrow_mut();
+        inner.tail_due = inner.active.unsent() > 0;
     }
 
     /// Whether it waits for housekeeping to look at it again.

@@ -125,7 +125,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let urge = prop_oneof![Just(Urge::Enough), Just(Urge::Overdue), Just(Urge::All)];
+    let urges = vec![Urge::Enough, Urge::Overdue, Urge::Whole, Urge::All];
+    let urge = prop::sample::select(urges);
     prop_oneof![
         4 => (0usize..60_000).prop_map(Step::Append),
         4 => urge.prop_map(Step::Write),
@@ -203,6 +204,44 @@ proptest! {
     ) {
         run(write_in_any_order(steps));
     }
+}
+
+/// While the source has more, the block that its next answer completes is not written before; but
+/// it does not wait for ever either, and at the source's end not at all.
+#[test]
+fn a_partial_block_waits_for_what_the_source_still_has() {
+    let mut sim = Simulation::new(1, Faults::none());
+    let executor = sim.executor(Config::small());
+    sim.run_on(executor, async {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, LogSettings::default()).await;
+        let respond = |offsets: std::ops::Range<i64>, high_watermark| {
+            log.begin(AppendLimits { high_watermark, leader_epoch: -1 });
+            receive(&log, &testing::run(offsets, 1000), 1 << 20).unwrap();
+            log.end().unwrap();
+        };
+        let written_within = async |end: i64, limit: Duration| {
+            let written = async {
+                while log.positions().written.0.offset < end {
+                    log.changed.after(log.changed.count()).await;
+                }
+            };
+            ring::timeout(limit, written).await.is_ok()
+        };
+        let soon = Duration::from_millis(300);
+        ring::sleep(soon).await; // away from housekeeping
+        respond(0..10, 30);
+        assert!(written_within(7, soon).await, "whole blocks wait for nothing");
+        assert!(!written_within(10, soon).await, "the source has more");
+        respond(10..30, 30);
+        assert!(written_within(30, soon).await, "the source's end");
+        let bytes = log.volume().counters().write_bytes;
+        assert_eq!(bytes, (30u64 * 1061).next_multiple_of(4096), "no block was written twice");
+        respond(30..40, 100);
+        assert!(!written_within(40, soon).await);
+        assert!(written_within(40, Duration::from_secs(2)).await, "for ever");
+        store.close().await;
+    });
 }
 
 /// A file with another partition's batches in it: they have good checksums and offsets that fit.
