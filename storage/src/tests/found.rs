@@ -6,7 +6,7 @@ use std::time::Duration;
 use ring::sim::{Faults, Machine, Simulation};
 use ring::{BLOCK, Class, Config, Share};
 
-use super::simulated::{batch, compare, settings, simulated_store};
+use super::simulated::{batch, compare, live, settings, simulated_store};
 use super::*;
 use crate::boot::slot_path;
 use crate::names::{EPOCHS_FILE, METADATA_FILE};
@@ -15,25 +15,14 @@ fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
     range.flat_map(batch).collect()
 }
 
-/// Runs one life to where it says so, takes the power, lets `between` do its worst, runs another.
-fn two_lives<F, G>(
-    first: impl FnOnce(Rc<Cell<bool>>) -> F,
+/// Runs one life, takes the power, lets `between` do its worst, runs another.
+fn two_lives(
+    first: impl Future + 'static,
     between: impl FnOnce(&mut Simulation),
-    second: G,
-) where
-    F: Future<Output = ()> + 'static,
-    G: Future<Output = ()> + 'static,
-{
+    second: impl Future<Output = ()> + 'static,
+) {
     let mut sim = Simulation::new(9, Faults::none());
-    let executor = sim.executor(Config::small());
-    let ready = Rc::new(Cell::new(false));
-    let life = first(Rc::clone(&ready));
-    let task = async move {
-        life.await;
-        std::future::pending::<()>().await;
-    };
-    sim.spawn_on(executor, Share::Replicate, task).detach();
-    sim.run_until(|_| ready.get());
+    let executor = live(&mut sim, first);
     sim.crash(executor);
     between(&mut sim);
     let last = sim.executor(Config::small());
@@ -66,14 +55,13 @@ fn sealing_goes_on_with_hardly_any_memory() {
 fn one_bad_checkpoint_slot_keeps_nothing_down() {
     for slot in 0..2 {
         for readable in [false, true] {
-            let life = |ready: Rc<Cell<bool>>| async move {
+            let life = async move {
                 let store = simulated_store().await;
                 let (log, _) = open(&store, settings()).await;
                 for base in (0..60).step_by(10) {
                     respond(&log, &batches(base..base + 10), 3000).unwrap();
                     log.flush().await.unwrap();
                 }
-                ready.set(true);
             };
             let damage = |sim: &mut Simulation| {
                 let path = slot_path(Path::new("/data"), 0, slot);
@@ -96,7 +84,7 @@ fn one_bad_checkpoint_slot_keeps_nothing_down() {
 /// The visible start becomes durable by itself, without another record.
 #[test]
 fn a_log_start_that_moved_survives_a_power_loss() {
-    let life = |ready: Rc<Cell<bool>>| async move {
+    let life = async move {
         let store = simulated_store().await;
         let (log, _) = open(&store, settings()).await;
         respond(&log, &batches(0..30), 3000).unwrap();
@@ -104,7 +92,6 @@ fn a_log_start_that_moved_survives_a_power_loss() {
         ring::sleep(Duration::from_secs(1)).await;
         log.advance_start(25);
         ring::sleep(Duration::from_secs(1)).await;
-        ready.set(true);
     };
     two_lives(life, |_| {}, async {
         let store = simulated_store().await;
@@ -120,11 +107,10 @@ fn a_log_start_that_moved_survives_a_power_loss() {
 #[test]
 fn a_batch_across_the_start_is_taken_after_a_restart_too() {
     let settings = || LogSettings { start_offset_if_new: 12, ..settings() };
-    let life = move |ready: Rc<Cell<bool>>| async move {
+    let life = async move {
         let store = simulated_store().await;
         let (log, _) = open(&store, settings()).await;
         log.flush().await.unwrap();
-        ready.set(true);
     };
     two_lives(life, |_| {}, async move {
         let store = simulated_store().await;
@@ -140,13 +126,12 @@ fn a_batch_across_the_start_is_taken_after_a_restart_too() {
 /// What was reported lost at the source stays a gap over a restart, and its end may lie in a batch.
 #[test]
 fn a_gap_is_not_forgotten_in_a_restart() {
-    let life = |ready: Rc<Cell<bool>>| async move {
+    let life = async move {
         let store = simulated_store().await;
         let (log, _) = open(&store, settings()).await;
         respond(&log, &batches(0..20), 3000).unwrap();
         log.advance_start(70);
         log.flush().await.unwrap();
-        ready.set(true);
     };
     two_lives(life, |_| {}, async {
         let store = simulated_store().await;
@@ -163,7 +148,7 @@ fn a_gap_is_not_forgotten_in_a_restart() {
 /// Several segments, and the last checkpoint in the middle of one: what lies before it is not read.
 #[test]
 fn a_start_reads_what_lies_above_the_checkpoint_of_many_segments() {
-    let life = |ready: Rc<Cell<bool>>| async move {
+    let life = async move {
         let store = simulated_store().await;
         let (log, _) = open(&store, settings()).await;
         respond(&log, &batches(0..200), 3000).unwrap();
@@ -171,7 +156,6 @@ fn a_start_reads_what_lies_above_the_checkpoint_of_many_segments() {
         // Seals count as saved side files with the flush after them.
         log.flush().await.unwrap();
         assert!(log.inner.borrow().sealed.len() > 4);
-        ready.set(true);
     };
     two_lives(life, |_| {}, async {
         let store = simulated_store().await;
@@ -217,12 +201,11 @@ fn what_cannot_be_read_beside_the_batches_is_made_anew() {
     ];
     let settings = || LogSettings { topic_id: Some([7; 16]), ..settings() };
     for file in files {
-        let life = move |ready: Rc<Cell<bool>>| async move {
+        let life = async move {
             let store = simulated_store().await;
             let (log, _) = open(&store, settings()).await;
             respond(&log, &batches(0..60), 3000).unwrap();
             store.close().await;
-            ready.set(true);
         };
         let spoil = |sim: &mut Simulation| {
             sim.disk(Machine::FIRST, |disk| disk.spoil(&file, 0..8));
@@ -243,12 +226,11 @@ fn what_cannot_be_read_beside_the_batches_is_made_anew() {
 #[test]
 fn a_last_batch_that_is_not_what_was_flushed_is_damage() {
     for byte in [0, 7, 12, 15, 30] {
-        let life = move |ready: Rc<Cell<bool>>| async move {
+        let life = async move {
             let store = simulated_store().await;
             let (log, _) = open(&store, settings()).await;
             respond(&log, &batches(0..60), 3000).unwrap();
             store.close().await;
-            ready.set(true);
         };
         let turn = move |sim: &mut Simulation| {
             sim.disk(Machine::FIRST, |disk| {

@@ -8,7 +8,7 @@ use ring::sim::{Faults, Machine, Simulation, for_seeds};
 use ring::{Class, Config, File, OpenOptions, Share};
 
 use super::crash::snapshot;
-use super::simulated::{batch, settings, simulated_store};
+use super::simulated::{batch, live, settings, simulated_store};
 use super::*;
 use crate::check::{Bounds, Checker};
 use crate::names::{EPOCHS_FILE, PREPARED_FILE};
@@ -70,19 +70,13 @@ fn what_is_told_to_be_flushed_is_so_in_that_moment() {
 /// of them turned over.
 fn recovered_with_a_bit_turned(seed: u64, base: i64, byte: u64) -> Recovered {
     let mut sim = Simulation::new(seed, slow());
-    let flushed = Rc::new(Cell::new(false));
-    let executor = sim.executor(Config::small());
-    let done = Rc::clone(&flushed);
-    let task = async move {
+    let executor = live(&mut sim, async {
         let store = simulated_store().await;
         let (log, _) = open(&store, settings()).await;
         respond(&log, &(0..8).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
         assert_eq!(log.flush().await.unwrap().flushed.0.offset, 8);
-        done.set(true);
-        std::future::pending::<()>().await;
-    };
-    sim.spawn_on(executor, Share::Replicate, task).detach();
-    sim.run_until(|_| flushed.get());
+        (store, log)
+    });
     sim.crash(executor);
     let path = id(0).folder(Path::new("/data")).join(Kind::Log.name(0));
     let at = (0..base).map(|base| batch(base).len() as u64).sum::<u64>() + byte;
@@ -291,10 +285,7 @@ fn what_was_cut_is_gone_before_anything_is_appended() {
         let mut sim = Simulation::new(seed, Faults::none());
         let run_until_done =
             |sim: &mut Simulation, batches: std::ops::Range<i64>, flushed: bool| {
-                let executor = sim.executor(Config::small());
-                let done = Rc::new(Cell::new(false));
-                let told = Rc::clone(&done);
-                let task = async move {
+                live(sim, async move {
                     let store = simulated_store().await;
                     let wide = LogSettings { segment_bytes: 1 << 20, ..settings() };
                     let (log, _) = open(&store, wide).await;
@@ -303,12 +294,8 @@ fn what_was_cut_is_gone_before_anything_is_appended() {
                         true => drop(log.flush().await.unwrap()),
                         false => log.write_out().await.unwrap(),
                     }
-                    told.set(true);
-                    std::future::pending::<()>().await;
-                };
-                sim.spawn_on(executor, Share::Replicate, task).detach();
-                sim.run_until(|_| done.get());
-                executor
+                    (store, log)
+                })
             };
         let first = run_until_done(&mut sim, 0..8, true);
         sim.kill(first);
@@ -342,10 +329,7 @@ fn what_was_cut_is_gone_before_anything_is_appended() {
 #[test]
 fn the_high_watermark_survives_a_power_loss() {
     let mut sim = Simulation::new(5, slow());
-    let flushed = Rc::new(Cell::new(false));
-    let executor = sim.executor(Config::small());
-    let done = Rc::clone(&flushed);
-    let task = async move {
+    let executor = live(&mut sim, async {
         let store = simulated_store().await;
         let (log, _) = open(&store, settings()).await;
         log.begin(AppendLimits { high_watermark: 50, leader_epoch: -1 });
@@ -353,11 +337,8 @@ fn the_high_watermark_survives_a_power_loss() {
         assert_eq!(log.copy_in(&bytes), Ok(bytes.len()));
         log.end().unwrap();
         log.flush().await.unwrap();
-        done.set(true);
-        std::future::pending::<()>().await;
-    };
-    sim.spawn_on(executor, Share::Replicate, task).detach();
-    sim.run_until(|_| flushed.get());
+        (store, log)
+    });
     sim.crash(executor);
     let last = sim.executor(Config::small());
     sim.run_on(last, async move {

@@ -2,8 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 
-use ring::Config;
-use ring::sim::{Faults, Simulation, for_seeds};
+use ring::sim::{ExecutorId, Faults, Simulation, for_seeds};
+use ring::{Config, Share};
 
 use super::*;
 use crate::checkpoint::Replay;
@@ -39,6 +39,21 @@ pub async fn simulated_store() -> Rc<Store> {
     let mut config = StoreConfig::new(0, boot);
     config.flush_interval = std::time::Duration::from_millis(20);
     Store::open(config).await.unwrap()
+}
+
+/// Lets a life come to its end; what it leaves is kept as it is until the power goes.
+pub fn live(sim: &mut Simulation, life: impl Future + 'static) -> ExecutorId {
+    let executor = sim.executor(Config::small());
+    let ended = Rc::new(Cell::new(false));
+    let ends = Rc::clone(&ended);
+    let task = async move {
+        let _kept = life.await;
+        ends.set(true);
+        std::future::pending::<()>().await;
+    };
+    sim.spawn_on(executor, Share::Replicate, task).detach();
+    sim.run_until(|_| ended.get());
+    executor
 }
 
 /// Opens the log and holds it against what is known.
@@ -94,10 +109,10 @@ async fn watch(log: Rc<Log>, known: Rc<Known>) {
 }
 
 /// Appends, waits and flushes until the power goes.
-async fn live(known: Rc<Known>) {
+async fn append_and_watch(known: Rc<Known>) {
     let store = simulated_store().await;
     let log = reopen(&store, &known).await;
-    ring::spawn(ring::Share::Serve, watch(Rc::clone(&log), Rc::clone(&known))).detach();
+    ring::spawn(Share::Serve, watch(Rc::clone(&log), Rc::clone(&known))).detach();
     loop {
         match ring::random() % 8 {
             0..4 => {
@@ -132,7 +147,8 @@ fn power_losses_take_nothing_that_was_flushed() {
         let known = Rc::new(Known::default());
         for _ in 0..5 {
             let executor = sim.executor(Config::small());
-            let task = sim.spawn_on(executor, ring::Share::Replicate, live(Rc::clone(&known)));
+            let task =
+                sim.spawn_on(executor, Share::Replicate, append_and_watch(Rc::clone(&known)));
             let time = std::time::Duration::from_micros(1 + sim.random_below(400_000));
             sim.run_for(time);
             assert!(!task.is_finished());
@@ -201,7 +217,7 @@ fn a_failing_device_loses_nothing_that_was_flushed() {
         for _ in 0..4 {
             let executor = sim.executor(Config::small());
             let task =
-                sim.spawn_on(executor, ring::Share::Replicate, live_on_bad_disk(Rc::clone(&known)));
+                sim.spawn_on(executor, Share::Replicate, live_on_bad_disk(Rc::clone(&known)));
             // The start itself is spared: a node that cannot read its own folder does not start.
             known.started.set(false);
             sim.run_until(|_| known.started.get());
