@@ -23,7 +23,7 @@ use tests::process::Process;
 use crate::Outcome;
 use crate::cli::Options;
 use crate::folder::Folder;
-use crate::process::{Cpu, cpu_of, io_of, peak_resident_bytes_of};
+use crate::process::{Cpu, compiler_cpu_of, cpu_of, io_of, peak_resident_bytes_of};
 use crate::replica::{self, Replica, Window};
 
 /// Partitions of the topic.
@@ -39,6 +39,10 @@ const FOLLOWER: usize = 2;
 /// What one of them may take: with less than a hundredth of a quiet machine they end.
 const LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(10);
+/// The source is warm when it spends less than this on compiling for each reader, CPU-s/GiB, or
+/// has been read so often.
+const COMPILING_MAX: f64 = 0.05;
+const WARMING_ROUNDS_MAX: usize = 8;
 /// What Kafka's own start script gives a JVM.
 const JAVA: [&str; 4] =
     ["-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35"];
@@ -77,6 +81,8 @@ pub struct Span {
     pub cpu: Vec<Cpu>,
     /// CPU of the source.
     pub source_cpu: Cpu,
+    /// What of it went into compiling its own code, seconds.
+    pub source_compiling: f64,
 }
 
 struct Moment {
@@ -84,6 +90,7 @@ struct Moment {
     bytes: u64,
     cpu: Vec<Cpu>,
     source_cpu: Cpu,
+    source_compiling: f64,
 }
 
 impl Moment {
@@ -93,6 +100,8 @@ impl Moment {
             seconds: (later.at - self.at).as_secs_f64(),
             cpu: self.cpu.iter().zip(&later.cpu).map(|(a, b)| b.since(*a)).collect(),
             source_cpu: later.source_cpu.since(self.source_cpu),
+            // A compiler's thread that has ended takes its count with it.
+            source_compiling: (later.source_compiling - self.source_compiling).max(0.0),
         }
     }
 }
@@ -153,6 +162,29 @@ impl<'a> Peers<'a> {
     /// Whether the source's data lies in memory.
     pub fn in_memory(&self) -> bool {
         !self.memory.0.starts_with(&self.options.folder)
+    }
+
+    /// Lets those that only read it do so until the source's JVM has compiled what serving them
+    /// takes: it runs for minutes here and for months elsewhere. Compiling is a matter of how many
+    /// requests came, and they ask little and get much. What the source spent for the product and
+    /// the consumer in each round, CPU-s/GiB.
+    ///
+    /// # Errors
+    /// One of them fails.
+    pub fn warm(&self) -> Outcome<Vec<[f64; 2]>> {
+        let mut rounds = Vec::new();
+        let most = self.options.unless_quick(WARMING_ROUNDS_MAX, 1);
+        while rounds.len() < most {
+            let spans = [self.understudy()?.warm, self.consumer()?.warm];
+            let gib = spans.each_ref().map(|span| span.bytes as f64 / replica::GIB);
+            rounds.push([0, 1].map(|reader| spans[reader].source_cpu.total / gib[reader]));
+            let is_warm =
+                |reader: usize| spans[reader].source_compiling / gib[reader] <= COMPILING_MAX;
+            if is_warm(0) && is_warm(1) {
+                break;
+            }
+        }
+        Ok(rounds)
     }
 
     /// The product: its own process alone.
@@ -285,7 +317,8 @@ impl<'a> Peers<'a> {
         let source = self.cluster.process_id(LEADER).ok_or("the source does not run")?;
         let moment = |bytes: u64| -> Outcome<Moment> {
             let cpu: Outcome<Vec<Cpu>> = processes.iter().map(|id| cpu_of(*id)).collect();
-            Ok(Moment { at: Instant::now(), bytes, cpu: cpu?, source_cpu: cpu_of(source)? })
+            let (source_cpu, source_compiling) = (cpu_of(source)?, compiler_cpu_of(source)?);
+            Ok(Moment { at: Instant::now(), bytes, cpu: cpu?, source_cpu, source_compiling })
         };
         let begun = Instant::now();
         let mut peaks = vec![0; processes.len()];

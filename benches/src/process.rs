@@ -165,6 +165,23 @@ pub fn cpu_of(id: u32) -> Outcome<Cpu> {
     Ok(Cpu { user: ticks(11)?, system: ticks(12)?, total: read_clock(clock)? })
 }
 
+/// CPU time that the living compiler threads of a JVM have spent, seconds.
+///
+/// # Errors
+/// The process has ended.
+pub fn compiler_cpu_of(id: u32) -> Outcome<f64> {
+    let mut ticks = 0;
+    for entry in fs::read_dir(format!("/proc/{id}/task"))? {
+        // A thread may end between two looks.
+        let Ok(text) = fs::read_to_string(entry?.path().join("stat")) else { continue };
+        if text.contains("(C1 CompilerThre") || text.contains("(C2 CompilerThre") {
+            let fields = text.rsplit(')').next().unwrap_or("").split_whitespace();
+            ticks += fields.skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum::<u64>();
+        }
+    }
+    Ok(ticks as f64 / 100.0)
+}
+
 /// The largest resident set of a process so far, bytes, whoever started it.
 ///
 /// # Errors

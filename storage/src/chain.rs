@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 
 use ring::{BLOCK, Gather, Lease, Slice};
 
-use crate::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, WRITE_PIECES_MAX};
+use crate::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, WRITE_BYTES_MAX, WRITE_PIECES_MAX};
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
 
@@ -234,6 +234,10 @@ impl Chain {
         let at = self.start;
         let mut pieces = Gather::new();
         while left > 0 && pieces.len() < WRITE_PIECES_MAX {
+            // A piece that makes a good write goes alone: then it goes from registered memory.
+            if self.start - at >= WRITE_BYTES_MAX / 2 {
+                break;
+            }
             let slice = self.ready.pop_front().expect("counted");
             if slice.len() <= left {
                 left -= slice.len();

@@ -23,7 +23,11 @@ pub const BENCH: Bench = Bench {
 
 const WHOLE: &str = "CPU-s/GiB, whole run";
 const SOURCE: &str = "CPU-s/GiB of its source";
+const COMPILING: &str = "of it compiling";
 const PEAK: &str = "peak MiB";
+
+/// How often those that only read are measured in each run: a second each is soon disturbed.
+const READS: usize = 3;
 
 /// Who is measured, in turn.
 const UNDERSTUDY: usize = 0;
@@ -34,7 +38,8 @@ const CONSUMER: usize = 4;
 
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     let bytes = options.unless_quick(2 << 30, 256 << 20);
-    let mut progress = Progress::new(2 + 4 * options.runs);
+    let reads = options.unless_quick(READS, 1);
+    let mut progress = Progress::new(2 + (2 + 2 * reads) * options.runs);
     progress.next("filling a Kafka 4.3.1");
     let peers = Peers::start(options, bytes)?;
     let place = if peers.in_memory() { "in memory (tmpfs)" } else { "on the disk measured" };
@@ -49,12 +54,14 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     let mut report = bench.report(options, &load, "none: the peers are what it is held against")?;
     let mut rows = rows();
     progress.next("warming the source");
-    peers.consumer()?;
+    let warming = peers.warm()?;
     for _ in 0..options.runs {
-        progress.next("the consumer");
-        push(&mut rows[CONSUMER], &peers.consumer()?, 0);
-        progress.next("understudy");
-        push(&mut rows[UNDERSTUDY], &peers.understudy()?, 0);
+        for _ in 0..reads {
+            progress.next("the consumer");
+            push(&mut rows[CONSUMER], &peers.consumer()?, 0);
+            progress.next("understudy");
+            push(&mut rows[UNDERSTUDY], &peers.understudy()?, 0);
+        }
         progress.next("the follower");
         push(&mut rows[FOLLOWER], &peers.follower()?, 0);
         progress.next("MirrorMaker 2");
@@ -71,6 +78,16 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
          of a process; a source's CPU is what its broker spent meanwhile"
             .into(),
     );
+    let of = |reader: usize| {
+        let rounds = warming.iter().map(|round| format!("{:.2}", round[reader]));
+        rounds.collect::<Vec<_>>().join(", ")
+    };
+    report.notes.push(format!(
+        "before, the source was read by understudy and the consumer in turn until its JVM compiled \
+         hardly any more: its CPU-s/GiB were {} for understudy and {} for the consumer",
+        of(UNDERSTUDY),
+        of(1)
+    ));
     report.notes.push(
         "before each that writes, as much page cache as it needs was written and freed; copies of \
          understudy and the follower were compared with the source byte for byte, MirrorMaker's \
@@ -103,6 +120,7 @@ fn push(row: &mut Row, taken: &Taken, process: usize) {
     row.push(RATE, warm.bytes as f64 / GIB / warm.seconds);
     push_cpu(row, taken, process);
     row.push(SOURCE, per_gib(warm.source_cpu, warm));
+    row.push(COMPILING, warm.source_compiling / (warm.bytes as f64 / GIB));
 }
 
 fn push_cpu(row: &mut Row, taken: &Taken, process: usize) {
