@@ -7,7 +7,8 @@
 //! * fetches ([`Connection::fetch`]), parsed while they arrive. Heads go through a head buffer.
 //!   Small record sets are copied out of it, since one receive brings many of them. Large ones are
 //!   received straight into memory that the [`RecordSink`] lends, with a few KiB of overshoot into
-//!   the head buffer so that the next partition's head costs no receive of its own.
+//!   the head buffer so that neither the next partition's head nor a last piece that the memory had
+//!   no room for costs a receive of its own.
 //!
 //! Nothing is allocated per fetch or per batch: the request's buffer and the head buffer are the
 //! connection's own. Every wait has a limit. After an error, or when the future of a request is

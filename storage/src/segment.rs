@@ -3,7 +3,7 @@
 //! Rules of writing, all held here:
 //! - whole blocks go straight from the buffer, several writes in flight, none overlapping;
 //! - the partial block at the end goes from a copy padded with zeros, only when no other write is
-//!   in flight, and while it is, none is begun;
+//!   in flight, and while it is, none is begun; it waits for what the source still has;
 //! - a block that is written again begins with exactly the bytes it had (asserted).
 
 use std::collections::VecDeque;
