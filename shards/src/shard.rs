@@ -162,6 +162,7 @@ pub async fn run(
         uids: Cell::new(0),
         reopening: Cell::new(0),
     });
+    let _end = End(Rc::clone(&shard));
     let _maintenance = spawn(Share::Background, Rc::clone(&shard).maintain());
     while let Some(command) = inbox.recv().await {
         match command {
@@ -175,6 +176,17 @@ pub async fn run(
     }
     shard.stop().await; // control is gone
     Ok(())
+}
+
+/// The end of a shard, also of one whose root task is dropped in the midst of it. A link knows its
+/// shard, and the shard its links: without this neither, nor their memory, would ever go.
+struct End(Rc<Shard>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let links = self.0.links.take();
+        drop((links, self.0.partitions.take(), self.0.verifying.take()));
+    }
 }
 
 impl Shard {

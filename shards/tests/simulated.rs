@@ -273,6 +273,15 @@ fn a_batch_longer_than_any_can_be_is_asked_for_again_and_then_named_as_bad() {
     world.until_caught_up(MINUTE);
 }
 
+/// Campaigns let thousands of shards crash in one process.
+#[test]
+fn a_shard_that_crashes_leaves_no_memory_behind() {
+    let mut world = caught_up(3);
+    world.cluster.append("orders", 1, 200).expect("appends");
+    world.sim.run_for(Duration::from_millis(3));
+    assert!(world.crash(), "somebody still holds the shard");
+}
+
 /// What a full disk cannot take would stay in memory, which is everybody's, or be asked for again
 /// and again: of its partitions nothing more is asked for.
 #[test]

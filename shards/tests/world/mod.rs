@@ -16,6 +16,7 @@ use ring::{Address, Class, Config, Gather, Listener, Share, Stream};
 use shards::control::*;
 use source::{Cluster, Desk, Reply, TopicSpec};
 use storage::boot::Boot;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
 const DATA: &str = "/data";
@@ -248,6 +249,17 @@ impl World {
                 p.written == log.high_watermark()
             })
         })
+    }
+
+    /// Takes the shard's power; whether all of it has gone from memory.
+    pub fn crash(&mut self) -> bool {
+        self.sim.crash(self.executor);
+        loop {
+            match self.events.try_recv() {
+                Ok(_) => {}
+                Err(error) => return error == TryRecvError::Disconnected,
+            }
+        }
     }
 
     /// The most bytes that all answers under way at once were allowed together.
