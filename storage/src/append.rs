@@ -195,17 +195,7 @@ impl Inner {
             self.epochs_dirty = true;
         }
         self.active.append(batch, file_crc);
-        self.last_batch = Some(LastBatch {
-            base_offset: batch.base_offset,
-            last_offset: batch.last_offset,
-            bytes: batch.bytes,
-            leader_epoch: batch.leader_epoch,
-            crc: batch.crc,
-            producer: batch.producer,
-            record_count: batch.record_count,
-            segment: self.active.base,
-            position,
-        });
+        self.last_batch = Some(LastBatch::new(batch, self.active.base, position));
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use ring::Lease;
 use thiserror::Error;
 
 use crate::append::Inner;
-use crate::batch::Producer;
+use crate::batch::{Batch, Producer};
 use crate::check::{AppendError, Bounds};
 use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_MAX};
 use crate::names::{LogId, NameError};
@@ -110,6 +110,23 @@ pub struct LastBatch {
     pub segment: i64,
     /// Where it begins there.
     pub position: u64,
+}
+
+impl LastBatch {
+    /// That batch, at this position of that segment.
+    pub(crate) fn new(batch: &Batch, segment: i64, position: u64) -> LastBatch {
+        LastBatch {
+            base_offset: batch.base_offset,
+            last_offset: batch.last_offset,
+            bytes: batch.bytes,
+            leader_epoch: batch.leader_epoch,
+            crc: batch.crc,
+            producer: batch.producer,
+            record_count: batch.record_count,
+            segment,
+            position,
+        }
+    }
 }
 
 /// Why a log could not be opened, flushed, cut or closed.

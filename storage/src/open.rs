@@ -7,7 +7,6 @@ use std::rc::Rc;
 use ring::{BLOCK, Class, File};
 
 use crate::append::Opened;
-use crate::batch::Batch;
 use crate::boot::Claim;
 use crate::chain::Chain;
 use crate::checkpoint::{Entry, Replay};
@@ -258,7 +257,7 @@ impl Loading<'_> {
                 epochs.assign(batch_epoch, batch.base_offset);
                 epoch = Some(batch_epoch);
             }
-            *last_batch = Some(last_batch_of(batch, base, *position));
+            *last_batch = Some(LastBatch::new(batch, base, *position));
             true
         })
         .await;
@@ -483,7 +482,7 @@ impl Loading<'_> {
             from.place.bytes = position;
             let mut last = None;
             let scanned = scan(&self.files.path(Kind::Log, base), &from, bytes, |found| {
-                last = Some(last_batch_of(&found.batch, base, found.position));
+                last = Some(LastBatch::new(&found.batch, base, found.position));
                 true
             })
             .await;
@@ -494,19 +493,5 @@ impl Loading<'_> {
             }
         }
         Ok(Last::Other)
-    }
-}
-
-fn last_batch_of(batch: &Batch, segment: i64, position: u64) -> LastBatch {
-    LastBatch {
-        base_offset: batch.base_offset,
-        last_offset: batch.last_offset,
-        bytes: batch.bytes,
-        leader_epoch: batch.leader_epoch,
-        crc: batch.crc,
-        producer: batch.producer,
-        record_count: batch.record_count,
-        segment,
-        position,
     }
 }
