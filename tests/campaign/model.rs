@@ -244,7 +244,9 @@ impl Model {
         let mut first = true;
         let mut expected = Vec::new();
         for (base, path, bytes) in segments {
-            if first {
+            let empty = bytes.iter().all(|byte| *byte == 0);
+            // One without records that begins where the source has deleted leaves nothing out.
+            if first || empty && (result.end..=deleted_to).contains(base) {
                 result.end = *base;
                 first = false;
             }
