@@ -79,6 +79,7 @@ fn quick_benches_measure_write_and_compare() {
     for name in WITH_PRODUCT {
         let table = succeeds(&[name, "--quick", "--understudy", product]);
         assert!(table.starts_with(name), "{table}");
+        assert!(name != "lag" || table.contains("× that of the 10 %"), "no ceiling: {table}");
     }
     if tests::install::is_installed() {
         let table = succeeds(&[WITH_KAFKA, "--quick", "--understudy", product]);
