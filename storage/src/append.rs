@@ -52,6 +52,8 @@ pub(crate) struct Inner {
     /// Snapshots that no segment needs.
     pub stray_snapshots: Vec<i64>,
     pub generation: u64,
+    /// Nothing may be on disk yet: durable checkpoints place the log's end behind its segment.
+    pub unplaced: bool,
     /// Damage found while the log goes on, in order.
     pub damages: Vec<Corrupt>,
     /// Nothing else may touch the files: a damaged range is being written, or the log read anew.
@@ -254,8 +256,11 @@ impl Inner {
         if old.received.bytes == 0 && old.file.is_none() {
             if base < old.base {
                 // The log's first batch begins below the offset it was opened at. A flush that is
-                // under way has noted that offset, and must not vouch for it.
+                // under way has noted that offset, and must not vouch for it. Nor may a crash find
+                // bytes here while a checkpoint says that the log goes on further behind: they
+                // would count as flushed.
                 self.generation = self.generation.wrapping_add(1);
+                self.unplaced = true;
                 self.flushed = self.active.written;
                 self.shown_flushed = self.flushed;
                 self.replay = Replay::segment_start(base, None, false);
@@ -391,6 +396,7 @@ impl Opened {
             refused: false,
             overdue: false,
             tail_due: false,
+            unplaced: false,
             disk_full: false,
             closing_down: false,
         };

@@ -240,13 +240,16 @@ impl Recovery {
             return self.fail(place, trusted, describe(&scanned.stopped));
         }
         let sealed_here = seal.as_ref().is_some_and(|seal| seal.bytes == place.bytes);
-        let below_flushed = self.found.entry.is_some_and(|e| base < e.flushed.segment);
+        let flushed = self.found.entry.map(|entry| entry.flushed.segment);
+        let flushed = flushed.filter(|&flushed| base < flushed);
         if let Some(seal) = seal.filter(|_| sealed_here) {
             return self.pass(base, file_bytes, &seal);
         }
         let next = self.found.segments.get(self.at + 1).map(|s| s.base);
-        if let Some(next_base) = next.filter(|_| below_flushed) {
-            // Its seal is gone, but what follows was flushed, so this one was finished.
+        if let Some(flushed) = flushed {
+            // Its seal is gone, but the end that was flushed lies behind it: it was finished. Where
+            // nothing was written at that end, there need not be a file.
+            let next_base = next.unwrap_or(flushed);
             if next_base < place.offset || is_bad(&scanned.stopped) {
                 return self.fail(place, place.bytes.saturating_add(1), describe(&scanned.stopped));
             }
@@ -255,7 +258,7 @@ impl Recovery {
             if file_bytes > place.bytes {
                 self.verdict.cut.push((base, place.bytes));
             }
-            self.next_base = None;
+            self.next_base = next.is_none().then_some(next_base);
             self.at += 1;
             return;
         }

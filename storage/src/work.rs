@@ -88,7 +88,7 @@ impl Log {
         }
         let step_max = self.volume().space_step_max();
         for segment in inner.segments() {
-            if segment.received.bytes == 0 {
+            if segment.received.bytes == 0 || inner.unplaced {
                 continue;
             }
             if let Some(to) = segment.wanted_space(inner.settings.segment_bytes, step_max) {
@@ -97,7 +97,8 @@ impl Log {
             }
         }
         // Before the segment ahead of it is sealed: only then does it count as written.
-        if let Some(segment) = inner.segments().find(|segment| segment.unnamed) {
+        let unnamed = inner.segments().find(|segment| segment.unnamed && !inner.unplaced);
+        if let Some(segment) = unnamed {
             return Some(Job::Name { base: segment.base });
         }
         if inner.closing.front().is_some_and(|segment| segment.settled()) {

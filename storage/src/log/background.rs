@@ -19,13 +19,18 @@ impl Log {
     pub(super) fn appended(&self) {
         let Some(this) = self.this.upgrade() else { return };
         self.volume.touch(&this);
-        let waits = {
+        let (waits, unplaced) = {
             let mut inner = self.inner.borrow_mut();
             inner.compact();
-            inner.expecting && inner.segments().any(|segment| segment.unsent() > 0)
+            let waits = inner.expecting && inner.segments().any(|segment| segment.unsent() > 0);
+            (waits, inner.unplaced)
         };
         if waits {
             self.volume.set_deadline(&this);
+        }
+        if unplaced {
+            self.volume.mark_dirty(&this);
+            self.volume.flush_soon();
         }
     }
 
@@ -163,13 +168,18 @@ impl Log {
 
     /// The checkpoint that says so is durable.
     pub(crate) fn show_flushed(&self, generation: u64, place: Place) {
-        {
+        let placed = {
             let mut inner = self.inner.borrow_mut();
-            if generation == inner.generation {
+            let current = generation == inner.generation;
+            if current {
                 inner.shown_flushed = inner.shown_flushed.max(place);
             }
-        }
+            current && std::mem::take(&mut inner.unplaced)
+        };
         self.changed.notify();
+        if placed {
+            self.touch();
+        }
     }
 
     /// The checkpoint's entry.

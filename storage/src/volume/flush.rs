@@ -43,8 +43,7 @@ impl Volume {
         // A cycle that is under way may have begun before the last write ended: wait for the next.
         let (failures, missed) = (self.flush_failures(), self.missed.get());
         let cycle = self.cycles_begun.get() + 1;
-        self.flush_urgent.set(true);
-        self.flush_wanted.notify();
+        self.flush_soon();
         while self.flushes.count() < cycle {
             if self.stopping.get() {
                 return false;
@@ -52,6 +51,12 @@ impl Volume {
             self.flushes.after(cycle - 1).await;
         }
         self.flush_failures() == failures && self.missed.get() == missed
+    }
+
+    /// Sees to it that a cycle begins without waiting for the interval.
+    pub fn flush_soon(&self) {
+        self.flush_urgent.set(true);
+        self.flush_wanted.notify();
     }
 
     pub(super) async fn flush_cycle(self: Rc<Self>) {
