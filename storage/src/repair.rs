@@ -150,10 +150,13 @@ impl Repair {
         records: &[Slice],
         limits: AppendLimits,
     ) -> Result<usize, RepairError> {
+        // What replaced our records has an epoch that our log has not seen. A checksum tells that
+        // better: a seal's may cover batches that were never flushed.
+        let flushed_epoch = self.log.inner.borrow().flushed_epoch;
+        let epoch = flushed_epoch.filter(|_| !self.has_checksum());
         self.checker.set_bounds(Bounds {
             high_watermark: limits.high_watermark,
-            // What replaced our records has an epoch that our log has not seen.
-            leader_epoch: self.log.inner.borrow().flushed_epoch.unwrap_or(limits.leader_epoch),
+            leader_epoch: epoch.unwrap_or(limits.leader_epoch),
             batch_bytes_max: BATCH_BYTES_MAX,
         });
         let (batches, bytes) = self.judge(records)?;

@@ -24,7 +24,7 @@ use crate::limits::{VERIFY_BUSY_PAUSE, VERIFY_BUSY_PAUSES_MAX, VERIFY_BYTES};
 use crate::log::{Log, LogState};
 use crate::names::Kind;
 use crate::position::Place;
-use crate::recovery::{Corrupt, Scanned, Stopped, describe};
+use crate::recovery::{Corrupt, Known, Scanned, Stopped, describe};
 use crate::scan::{FoundBatch, Scanner};
 use crate::seal::{Seal, Stride};
 use crate::work::read_small;
@@ -202,6 +202,9 @@ pub(crate) struct Part {
     pub exact: bool,
     /// Nothing is appended to it any more.
     pub sealed: bool,
+    /// The last batch of it that was flushed, if its end lies further on: what a crash has torn
+    /// behind that is no damage, whatever a seal says of it.
+    pub flushed: Option<Known>,
     /// The checksums, if there is a seal.
     pub strides: Vec<Stride>,
 }
@@ -249,6 +252,7 @@ impl Part {
         for (from, to, crc) in self.runs() {
             let reason = match verifier.checksum(&file, from.bytes..to.bytes).await {
                 Ok(Some(found)) if found == crc => continue,
+                Ok(_) if self.is_torn_only(&file, from, to, verifier).await => continue,
                 Ok(Some(_)) => "the bytes do not match the checksum in the seal".to_owned(),
                 Ok(None) => "the file is too short".to_owned(),
                 Err(error) => error.to_string(),
@@ -256,6 +260,26 @@ impl Part {
             damages.push(self.damage(from, to, &reason));
         }
         damages
+    }
+
+    /// Whether all that was flushed of a run of batches is whole.
+    async fn is_torn_only(&self, file: &File, from: Place, to: Place, by: &Verifier) -> bool {
+        let Some(flushed) = self.flushed.filter(|flushed| flushed.bytes < to.bytes) else {
+            return false;
+        };
+        if flushed.bytes <= from.bytes {
+            return true;
+        }
+        let mut is_it = false;
+        let scanned = by
+            .scan(file, from, flushed.bytes, |found| {
+                let FoundBatch { batch, position, .. } = found;
+                let bytes = *position..*position + u64::from(batch.bytes);
+                is_it = !flushed.contradicts(&bytes, batch.next_offset(), batch.leader_epoch);
+                is_it
+            })
+            .await;
+        is_it && scanned.place.bytes == flushed.bytes
     }
 
     /// Whether a range that was damaged is so no more.
@@ -379,8 +403,7 @@ impl Log {
         if base == inner.active.base {
             let end = inner.flushed;
             let sound = end.segment == base && end.bytes > 0;
-            let (sealed, strides) = (false, Vec::new());
-            return sound.then_some(Part { base, path, end, exact: true, sealed, strides });
+            return sound.then_some(unsealed_part(path, end));
         }
         let at = inner.sealed.iter().position(|sealed| sealed.0 == base)?;
         let bytes = inner.sealed[at].1;
@@ -389,20 +412,25 @@ impl Log {
         }
         let next = inner.sealed.get(at + 1).map_or(inner.first_unsealed(), |sealed| sealed.0);
         let end = Place { segment: base, bytes, offset: next };
-        Some(Part { base, path, end, exact: false, sealed: true, strides: Vec::new() })
+        Some(guessed_part(path, end))
     }
 
     /// The segment in which opening found damage. None: where it ends cannot be told.
     pub(crate) async fn corrupt_part(&self, corrupt: &Corrupt) -> Option<Part> {
         let base = corrupt.segment;
         let path = self.path(Kind::Log, base);
-        let flushed = self.inner.borrow().flushed;
+        let (flushed, epoch, doubtful) = {
+            let inner = self.inner.borrow();
+            (inner.flushed, inner.flushed_epoch, inner.doubtful)
+        };
+        let here = base == flushed.segment && flushed.bytes > 0;
         if let Some(seal) = self.read_seal(base).await {
-            return Some(sealed_part(seal, path));
+            let known = Known { bytes: flushed.bytes, offset: flushed.offset, epoch };
+            let beyond = here && !doubtful && flushed.bytes < seal.bytes;
+            return Some(Part { flushed: beyond.then_some(known), ..sealed_part(seal, path) });
         }
-        let strides = Vec::new();
-        if base == flushed.segment && flushed.bytes > 0 {
-            return Some(Part { base, path, end: flushed, exact: true, sealed: false, strides });
+        if here {
+            return Some(unsealed_part(path, flushed));
         }
         if base > flushed.segment {
             return None;
@@ -413,7 +441,7 @@ impl Log {
             Err(_) => return None,
         };
         let end = Place { segment: base, bytes, offset: corrupt.offsets.end };
-        Some(Part { base, path, end, exact: false, sealed: true, strides })
+        Some(guessed_part(path, end))
     }
 
     async fn read_seal(&self, base: i64) -> Option<Seal> {
@@ -446,5 +474,16 @@ impl Log {
 
 fn sealed_part(seal: Seal, path: PathBuf) -> Part {
     let end = Place { segment: seal.base, bytes: seal.bytes, offset: seal.next_offset };
-    Part { base: seal.base, path, end, exact: true, sealed: true, strides: seal.strides }
+    Part { sealed: true, strides: seal.strides, ..unsealed_part(path, end) }
+}
+
+/// A finished segment whose seal is lost: the offset behind it is only a bound.
+fn guessed_part(path: PathBuf, end: Place) -> Part {
+    Part { exact: false, sealed: true, ..unsealed_part(path, end) }
+}
+
+/// The segment in which appending goes on, up to where it was flushed.
+fn unsealed_part(path: PathBuf, end: Place) -> Part {
+    let (base, strides) = (end.segment, Vec::new());
+    Part { base, path, end, exact: true, sealed: false, flushed: None, strides }
 }

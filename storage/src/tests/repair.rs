@@ -15,6 +15,8 @@ use crate::verify::Verifier;
 use ring::sim::{Faults, Simulation, for_seeds};
 use ring::{File, Gather, OpenOptions};
 
+mod torn;
+
 /// What the source holds: each batch with its base and next offset.
 #[derive(Clone, Default)]
 pub struct Origin {
