@@ -58,3 +58,4 @@ mod truncate;
 pub mod verify;
 pub mod volume;
 mod work;
+mod write_again;

@@ -19,7 +19,7 @@ use crate::producers::Producers;
 use crate::recovery::{
     Corrupt, Found, FoundSegment, Known, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict,
 };
-use crate::scan::{FoundBatch, scan};
+use crate::scan::{FoundBatch, scan, scan_writing};
 use crate::seal::{Ends, SealBuilder};
 use crate::segment::Segment;
 use crate::store::Memory;
@@ -27,6 +27,7 @@ use crate::volume::{Volume, is_full};
 use crate::work::{
     APPEND, INDEXES, append_indexes, at, cut_file, read_small, remove, write_epochs,
 };
+use crate::write_again::WriteAgain;
 
 mod files;
 
@@ -236,7 +237,8 @@ impl Loading<'_> {
         let mut epoch = wanted.from.epoch;
         let path = self.files.path(Kind::Log, base);
         let mut displaced = false;
-        let mut scanned = scan(&path, &wanted.from, wanted.to_bytes, |found: &FoundBatch| {
+        let again = WriteAgain::above(&path, wanted.flushed_bytes);
+        let visit = |found: &FoundBatch| {
             let FoundBatch { batch, position, file_crc } = found;
             if batch.last_offset >= until {
                 return false;
@@ -259,8 +261,9 @@ impl Loading<'_> {
             }
             *last_batch = Some(LastBatch::new(batch, base, *position));
             true
-        })
-        .await;
+        };
+        let scanned = scan_writing(&path, &wanted.from, wanted.to_bytes, again, visit).await;
+        let mut scanned = at(&path, scanned)?;
         if displaced {
             scanned.stopped = Stopped::Displaced;
         }

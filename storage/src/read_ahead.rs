@@ -14,7 +14,7 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::path::Path;
 
-use ring::{BLOCK, Class, File, Lease, OpenOptions, Share, Task};
+use ring::{BLOCK, Class, File, Lease, OpenOptions, Share, Slice, Task};
 
 use crate::limits::{READS_AHEAD, SCAN_BYTES};
 
@@ -43,6 +43,22 @@ struct Flight {
 pub struct Piece {
     lease: Lease,
     bytes: Range<usize>,
+    /// Where in the file the lease begins, and how much of it was read.
+    start: u64,
+    read: usize,
+}
+
+impl Piece {
+    /// Where in the file lies all that was read with it: from the start of a block to the end of
+    /// one, or of the file.
+    pub fn blocks(&self) -> Range<u64> {
+        self.start..self.start + self.read as u64
+    }
+
+    /// The bytes there.
+    pub fn into_blocks(self) -> Slice {
+        self.lease.freeze(self.read).0
+    }
 }
 
 impl Deref for Piece {
@@ -112,8 +128,9 @@ impl ReadAhead {
             let skip = self.at.saturating_sub(range.start);
             let until = read.min(self.end);
             self.at = until;
-            let bytes = skip as usize..(until.saturating_sub(range.start)) as usize;
-            return Ok(Some(Piece { lease, bytes }));
+            let given = skip as usize..(until.saturating_sub(range.start)) as usize;
+            let (start, read) = (range.start, bytes as usize);
+            return Ok(Some(Piece { lease, bytes: given, start, read }));
         }
     }
 

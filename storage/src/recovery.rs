@@ -5,6 +5,8 @@
 //!
 //! - What the checkpoint calls flushed is trusted; what lies above it is scanned.
 //! - Bad bytes above the flushed place were torn: they are cut, the source is asked again.
+//! - Good ones above it are written again (`write_again`): that they can be read does not
+//!   say that a flush will find them.
 //! - Bad or missing bytes *below* it, or bytes that cannot be read at all, are never cut: the log
 //!   is CORRUPT with the range, and everything is kept.
 //! - A later segment counts only if all before it are sealed and end where their seal says.
@@ -80,6 +82,9 @@ pub struct Scan {
     pub to_bytes: u64,
     /// Where a batch of the segment ends, as far as that was written down.
     pub known: [Option<Known>; 2],
+    /// What lies behind this byte can be read, and may yet not be on the device: it is to be
+    /// written again.
+    pub flushed_bytes: u64,
 }
 
 /// What was written down of a batch.
@@ -298,7 +303,8 @@ impl Recovery {
             return self.fail_until(place, entry.flushed.bytes, entry.flushed.offset, reason);
         }
         let read_whole = self.found.lost || self.found.read_from == ReadFrom::Start;
-        let finished = !read_whole && flushed.is_some_and(|f| base < f.segment);
+        let below_flushed = flushed.is_some_and(|f| base < f.segment);
+        let finished = !read_whole && below_flushed;
         if let Some(seal) = segment.seal.clone().filter(|_| finished)
             && segment.bytes >= seal.bytes
             && seal.index_bytes.map(u64::from) == segment.index_bytes
@@ -325,7 +331,9 @@ impl Recovery {
         let sealed = segment.seal.as_ref();
         let sealed =
             sealed.map(|seal| Known { bytes: seal.bytes, offset: seal.next_offset, epoch: None });
-        self.pending = Some(Scan { from, to_bytes, known: [flushed, sealed] });
+        let known = [flushed, sealed];
+        let flushed_bytes = if below_flushed { u64::MAX } else { self.trusted_bytes() };
+        self.pending = Some(Scan { from, to_bytes, known, flushed_bytes });
     }
 
     /// Up to which byte of the segment in turn damage is not to be explained by a crash.

@@ -10,6 +10,7 @@ use crate::limits::BATCH_BYTES_MAX;
 use crate::position::Place;
 use crate::read_ahead::ReadAhead;
 use crate::recovery::{Scanned, Stopped};
+use crate::write_again::WriteAgain;
 
 /// A batch found, where it begins, and the CRC-32C of all its bytes.
 pub struct FoundBatch {
@@ -27,30 +28,51 @@ pub async fn scan(
     path: &Path,
     from: &Replay,
     to_bytes: u64,
-    mut visit: impl FnMut(&FoundBatch) -> bool,
+    visit: impl FnMut(&FoundBatch) -> bool,
 ) -> Scanned {
+    let nothing = WriteAgain::above(path, u64::MAX);
+    let scanned = scan_writing(path, from, to_bytes, nothing, visit).await;
+    scanned.expect("nothing is written")
+}
+
+/// The same; what `again` is about is written once more, as it was read.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) async fn scan_writing(
+    path: &Path,
+    from: &Replay,
+    to_bytes: u64,
+    mut again: WriteAgain<'_>,
+    mut visit: impl FnMut(&FoundBatch) -> bool,
+) -> io::Result<Scanned> {
     let mut reader = Scanner::new(from);
     let unreadable = |place, error: io::Error| Scanned {
         place,
         stopped: Stopped::Unreadable(format!("{}: {error}", path.display())),
     };
     if from.place.bytes >= to_bytes {
-        return reader.end();
+        return Ok(reader.end());
     }
     let mut file = match ReadAhead::open(path, from.place.bytes, to_bytes).await {
         Ok(file) => file,
-        Err(error) => return unreadable(from.place, error),
+        Err(error) => return Ok(unreadable(from.place, error)),
     };
     loop {
         let piece = match file.next().await {
             Ok(Some(piece)) => piece,
-            Ok(None) => return reader.end(),
-            Err(error) => return unreadable(reader.place, error),
+            Ok(None) => return Ok(reader.end()),
+            Err(error) => return Ok(unreadable(reader.place, error)),
         };
-        if let Some(stopped) = reader.take(&piece, &mut visit) {
-            return stopped;
+        let scanned = reader.take(&piece, &mut visit);
+        // Behind the last batch there may be space that nobody has written to.
+        let end = scanned.as_ref().map_or(u64::MAX, |scanned| scanned.place.bytes);
+        if let Some(piece) = again.write(piece, end).await? {
+            file.recycle(piece);
         }
-        file.recycle(piece);
+        if let Some(scanned) = scanned {
+            return Ok(scanned);
+        }
         ring::yield_now().await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use ring::sim::{ExecutorId, Faults, Simulation, for_seeds};
+use ring::sim::{ExecutorId, Faults, Machine, Simulation, for_seeds};
 use ring::{Config, Share};
 
 use super::*;
@@ -225,7 +225,10 @@ fn a_failing_device_loses_nothing_that_was_flushed() {
             sim.run_for(std::time::Duration::from_micros(sim.random_below(300_000)));
             assert!(!task.is_finished());
             sim.set_faults(Faults::default());
-            sim.crash(executor);
+            match sim.random_below(2) {
+                0 => sim.kill(executor),
+                _ => sim.crash(executor),
+            }
         }
         failures += known.failures.get();
         let last = sim.executor(Config::small());
@@ -238,4 +241,69 @@ fn a_failing_device_loses_nothing_that_was_flushed() {
         });
     });
     assert!(failures >= seeds / 4, "only {failures} failures met");
+}
+
+/// A life on a device that fails a flush, and then takes not even the word that its logs are
+/// suspect. The process is killed with 30 records flushed and 70 written.
+fn live_to_a_failed_flush(sim: &mut Simulation) {
+    let (written, failing) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (told, wanted) = (Rc::clone(&written), Rc::clone(&failing));
+    let executor = sim.executor(Config::small());
+    let life = sim.spawn_on(executor, Share::Replicate, async move {
+        let boot = Boot::prepare_simulated(&[PathBuf::from("/data")]).await.unwrap();
+        let mut config = StoreConfig::new(0, boot);
+        config.flush_interval = std::time::Duration::from_secs(3600);
+        let store = Store::open(config).await.unwrap();
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &(0..30).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        log.flush().await.unwrap();
+        respond(&log, &(30..70).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        log.write_out().await.unwrap();
+        told.set(true);
+        while !wanted.get() {
+            ring::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        log.flush().await.unwrap_err();
+    });
+    sim.run_until(|_| written.get());
+    let mut faults = Faults::none();
+    faults.disk.write_error_ppm = 1_000_000;
+    sim.set_faults(faults);
+    sim.disk(Machine::FIRST, |disk| disk.fail_flushes(1));
+    failing.set(true);
+    sim.run_until(|_| life.is_finished());
+    sim.set_faults(Faults::none());
+    sim.kill(executor);
+}
+
+/// What a failed flush lost may be read for as long as the machine runs; no later flush writes it.
+#[test]
+fn what_is_read_above_the_flushed_place_is_written_again_before_it_counts_as_flushed() {
+    let whole = Rc::new(Cell::new(0));
+    for_seeds(1, 40, |seed| {
+        let mut sim = Simulation::new(seed, Faults::none());
+        live_to_a_failed_flush(&mut sim);
+        let flushed = Rc::new(Cell::new(0));
+        let told = Rc::clone(&flushed);
+        let second = live(&mut sim, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, settings()).await;
+            assert_eq!(recovered.corrupt, None);
+            told.set(log.flush().await.unwrap().flushed.0.offset);
+            (store, log)
+        });
+        sim.crash(second);
+        whole.set(whole.get() + u32::from(flushed.get() == 70));
+        let last = sim.executor(Config::small());
+        sim.run_on(last, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, settings()).await;
+            assert_eq!(recovered.corrupt, None);
+            let (end, flushed) = (log.positions().received.0.offset, flushed.get());
+            assert!(end >= flushed, "recovered to {end}, but {flushed} was told to be flushed");
+            compare(&log, end).await;
+            store.close().await;
+        });
+    });
+    assert!(whole.get() > 10, "only {} times was all of it there to be read", whole.get());
 }
