@@ -142,7 +142,10 @@ fn check_status(
             continue; // what is not open yet shows no positions
         }
         let model = models.get_mut(key).expect("every partition has its model");
-        model.received(*received, *log_start)?;
+        // A failed log shows only what was flushed: opened again, it has what the device has.
+        if *state != PartitionState::Faulted(FaultCode::LocalLog) {
+            model.received(*received, *log_start)?;
+        }
         // Of a damaged log the positions say what is believed; its bytes are looked at elsewhere.
         // One that is being cut shows where its segment begins, for a moment.
         let settled = *state != PartitionState::Corrupt && model.open_cuts.is_empty();
