@@ -123,8 +123,8 @@ fn a_batch_across_the_start_is_taken_after_a_restart_too() {
     });
 }
 
-/// The checkpoint says that the empty log goes on at 115, and its first batch begins at 111. Torn by
-/// a power loss, at whatever moment, it does not pass for one that was flushed.
+/// The checkpoint says that the empty log goes on at 115, and its first batch begins at 111. Torn
+/// by a power loss, at whatever moment, it does not pass for one that was flushed.
 #[test]
 fn a_torn_first_segment_across_the_start_was_never_flushed() {
     let settings = || LogSettings { start_offset_if_new: 115, ..settings() };
