@@ -324,6 +324,11 @@ impl Link {
         self.shard.reopened.borrow_mut().push(Rc::clone(partition));
     }
 
+    pub fn count_damages(&self, found: usize) {
+        let counted = &self.shard.counters.damages_found;
+        counted.set(counted.get() + found as u64);
+    }
+
     pub fn count_repair(&self) {
         let counted = &self.shard.counters.damages_repaired;
         counted.set(counted.get() + 1);

@@ -121,15 +121,25 @@ async fn rest(shard: &Shard, verifier: &Verifier, every: Duration) {
 async fn verify_one(shard: &Shard, partition: &Rc<Partition>, verifier: &Verifier) {
     let Some(log) = partition.log() else { return };
     let found = log.verify(verifier).await;
-    shard.counters.damages_found.set(shard.counters.damages_found.get() + found as u64);
-    let Some(link) = shard.link(&partition.key.link) else { return };
-    if found > 0 {
-        tell_damages(&link, partition, &log);
+    if let Some(link) = shard.link(&partition.key.link) {
+        found_damages(&link, partition, &log, found);
     }
-    link.repairs.add_if_damaged(partition);
 }
 
-fn tell_damages(link: &Link, partition: &Partition, log: &Log) {
+/// Names the damage in the segment at `base`, which keeps a log from being cut: it is mended first.
+pub async fn verify_segment(link: &Link, partition: &Rc<Partition>, base: i64) {
+    let Some(log) = partition.log() else { return };
+    let found = log.verify_segment(base, &link.verifier()).await;
+    found_damages(link, partition, &log, found);
+}
+
+/// So many ranges are newly known to be damaged.
+fn found_damages(link: &Link, partition: &Rc<Partition>, log: &Log, found: usize) {
+    link.repairs.add_if_damaged(partition);
+    if found == 0 {
+        return;
+    }
+    link.count_damages(found);
     link.count_error("damage");
     for Corrupt { offsets, reason, .. } in log.damages() {
         let key = partition.key.clone();

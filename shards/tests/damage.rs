@@ -113,6 +113,39 @@ fn what_the_source_no_longer_has_is_kept_and_named_while_the_tail_goes_on() {
     assert_eq!(std::fs::read(&path).expect("it is still there"), hurt);
 }
 
+/// Where the batch at an offset begins in its segment.
+fn position(path: &PathBuf, offset: i64) -> u64 {
+    let bytes = std::fs::read(path).expect("a segment");
+    let mut at = 0;
+    while i64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes")) < offset {
+        let length = i32::from_be_bytes(bytes[at + 8..at + 12].try_into().expect("four bytes"));
+        at += 12 + length as usize;
+    }
+    at as u64
+}
+
+/// A cut cannot be told to the byte behind a damaged batch: that is mended first, then it is cut.
+#[test]
+fn damage_just_below_where_the_source_parted_is_mended_and_the_log_cut() {
+    const PARTED: i64 = (BATCHES as i64 - 10) * RECORDS;
+    let mut rig = stopped();
+    let last = segments(&rig, 0).last().expect("one").clone();
+    flip(&last, position(&last, PARTED - RECORDS) + 500);
+    let cluster = rig.source.cluster();
+    cluster.lose_tail("orders", 0, PARTED).expect("loses");
+    cluster.append("orders", 0, 40).expect("appends");
+    rig.settings.allow_truncation = true;
+    rig.start();
+    rig.until("the repair", |status| status.stats.damages_repaired == 1);
+    rig.until_caught_up();
+    let position = |wanted: fn(&Event) -> bool| rig.seen.iter().position(wanted).expect("told");
+    let cut = position(|event| matches!(event, Event::Truncated { from: PARTED, .. }));
+    assert!(position(is_repaired) < cut);
+    assert!(!rig.seen.iter().any(|event| matches!(event, Event::Fault { .. })));
+    rig.stop();
+    rig.assert_equal();
+}
+
 #[test]
 fn missing_and_short_segments_are_fetched_again() {
     for hurt in 0..4 {

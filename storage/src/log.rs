@@ -155,6 +155,16 @@ pub enum LogError {
     /// Records are arriving.
     #[error("records are arriving")]
     Busy,
+    /// Flushed bytes have changed where they had to be read; they are to be mended first.
+    #[error("{path}: {reason}")]
+    Damaged {
+        /// The segment's file.
+        path: PathBuf,
+        /// Its base offset.
+        segment: i64,
+        /// What was seen.
+        reason: String,
+    },
     /// The file system said no.
     #[error("{path}: {source}")]
     Io {

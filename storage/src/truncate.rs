@@ -4,18 +4,23 @@
 //! byte; a checkpoint with that place becomes durable; only then are later segments removed and the
 //! last one cut. Whatever fails on the way, the log never counts as ending below that place, so
 //! what was flushed and stays is not touched by the failure.
+//!
+//! Damage is cut away with the rest where all that stays ends at the cut. Where flushed bytes below
+//! the cut are damaged, so that its place cannot be told, nothing is cut: they are to be named and
+//! mended first. Damage further below stays, named, and is mended afterwards.
 
 use std::io;
 
+use crate::check::AppendError;
 use crate::checkpoint::{Entry, Replay};
 use crate::index;
 use crate::log::{Log, LogError, LogSettings};
 use crate::names::Kind;
 use crate::open::{Files, load};
 use crate::position::Place;
-use crate::recovery::Stopped;
+use crate::recovery::{Corrupt, Scanned, Stopped, describe};
 use crate::scan::scan;
-use crate::work::{at, read_small, remove};
+use crate::work::{at, cut_file, read_small, remove};
 
 /// Where a log is to end, and what goes.
 struct Cut {
@@ -32,8 +37,9 @@ impl Log {
     /// goes on at `offset`, which becomes its visible start.
     ///
     /// # Errors
-    /// While records arrive. If the device fails, the log is FAILED; it may be opened again, and
-    /// then ends at the cut or behind it.
+    /// While records arrive. [`LogError::Damaged`]: nothing was changed, and the log goes on. If the
+    /// device fails, the log is FAILED; it may be opened again, and then ends at the cut or behind
+    /// it.
     pub async fn truncate_to(&self, offset: i64) -> Result<(), LogError> {
         if self.inner.borrow().is_expecting() {
             return Err(LogError::Busy);
@@ -58,7 +64,9 @@ impl Log {
         self.flags.working.set(true);
         let result = self.truncate_exclusively(offset).await;
         self.flags.working.set(false);
-        if let Err(error) = &result {
+        if let Err(error) = &result
+            && !matches!(error, LogError::Damaged { .. })
+        {
             self.fail(&format!("truncation failed: {error}"));
         }
         result
@@ -78,8 +86,15 @@ impl Log {
             files.remove_behind(cut.place.offset, base).await?;
         }
         remove(&files.path(Kind::Seal, cut.place.segment)).await?;
+        // Reading may find damage that stays, and then cuts nothing.
+        cut_file(&files.path(Kind::Log, cut.place.segment), cut.place.bytes).await?;
         let (opened, _) = load(&files, settings, Some(entry), Some(offset)).await?;
-        *self.inner.borrow_mut() = opened.into_inner(generation);
+        {
+            let mut inner = self.inner.borrow_mut();
+            let damages = std::mem::take(&mut inner.damages);
+            *inner = opened.into_inner(generation);
+            inner.damages = damages.into_iter().filter_map(|d| staying(d, cut.place)).collect();
+        }
         if let Some(this) = self.volume().log(self.id()) {
             self.volume().mark_dirty(&this);
         }
@@ -141,7 +156,8 @@ impl Log {
         };
         let near = index::read_offsets(&index).iter().rev().find(below);
         let near = near.map_or(0, |entry| u64::from(entry.position.get()));
-        let mut found = String::new();
+        let flushed = self.inner.borrow().flushed;
+        let mut stopped = None;
         // If the index is wrong, no batch begins there: begin at the start then.
         for position in [near, 0] {
             let mut from = Replay::segment_start(base, None, false);
@@ -153,11 +169,35 @@ impl Log {
                 stays
             })
             .await;
-            if scanned.stopped == Stopped::End {
+            if scanned.stopped == Stopped::End || is_all_below(&scanned, offset) {
                 return Ok((scanned.place, epoch));
             }
-            found = format!("where to cut cannot be found: {:?}", scanned.stopped);
+            stopped = Some(scanned);
         }
-        at(&path, Err(io::Error::new(io::ErrorKind::InvalidData, found)))
+        let Scanned { place, stopped } = stopped.expect("it was scanned");
+        let reason = format!("where to cut cannot be found: {}", describe(&stopped));
+        // A failed log that is opened again ends at its flushed place: no cut above it is needed.
+        if place < flushed && offset < flushed.offset {
+            return Err(LogError::Damaged { path, segment: base, reason });
+        }
+        at(&path, Err(io::Error::new(io::ErrorKind::InvalidData, reason)))
     }
+}
+
+/// Whether a scan that met damage has found all that lies below a cut: what ends there leaves no
+/// room for more. A batch that goes back says that an offset before it may be the wrong one.
+fn is_all_below(scanned: &Scanned, cut: i64) -> bool {
+    let goes_back =
+        matches!(scanned.stopped, Stopped::Bad(AppendError::OffsetBelowExpected { .. }));
+    scanned.place.offset == cut && !goes_back
+}
+
+/// What of a damaged range lies below a cut.
+fn staying(damage: Corrupt, cut: Place) -> Option<Corrupt> {
+    if damage.segment != cut.segment {
+        return (damage.segment < cut.segment).then_some(damage);
+    }
+    let bytes = damage.bytes.start..damage.bytes.end.min(cut.bytes);
+    let offsets = damage.offsets.start..damage.offsets.end.min(cut.offset);
+    (!bytes.is_empty()).then_some(Corrupt { bytes, offsets, ..damage })
 }

@@ -366,15 +366,20 @@ impl Log {
                 }
                 ring::sleep(VERIFY_BUSY_PAUSE).await;
             }
-            let generation = self.inner.borrow().generation;
-            let Some(part) = self.part(base).await else { continue };
-            let found = part.check(verifier).await;
-            if found.is_empty() && part.sealed {
-                self.verify_sides(&part, verifier).await;
-            }
-            new += self.note_damages(base, generation, found);
+            new += self.verify_segment(base, verifier).await;
         }
         new
+    }
+
+    /// The same for the segment at `base` alone, if it is still there.
+    pub async fn verify_segment(&self, base: i64, verifier: &Verifier) -> usize {
+        let generation = self.inner.borrow().generation;
+        let Some(part) = self.part(base).await else { return 0 };
+        let found = part.check(verifier).await;
+        if found.is_empty() && part.sealed {
+            self.verify_sides(&part, verifier).await;
+        }
+        self.note_damages(base, generation, found)
     }
 
     /// Indexes and seals are made anew where they are not what they were.

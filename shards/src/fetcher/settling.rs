@@ -8,13 +8,14 @@ use net::fetch::{EpochEnd, Verdict};
 use net::{ErrorCode, codes::Meaning};
 use storage::check::AppendError;
 use storage::limits::BATCH_BYTES_MAX;
-use storage::log::Log;
+use storage::log::{Log, LogError};
 
 use super::{Fetcher, Kind};
 use crate::check::{Compared, compare};
 use crate::control::{Event, FaultCode};
 use crate::limits::{BAD_BATCHES_MAX, HELD_ANSWER_MIN, PASSED_OVER_MAX};
 use crate::partition::Partition;
+use crate::repairing::verify_segment;
 use crate::sink::{Stage, Trouble, contradicts_itself};
 
 impl Fetcher {
@@ -282,16 +283,28 @@ impl Fetcher {
                 log.advance_start(start);
             }
             partition.cutting.set(false);
+            let now_ms = ring::wall_ms();
+            let hidden = match &cut {
+                Err(LogError::Damaged { segment, .. }) => Some(*segment),
+                _ => None,
+            };
             match (cut, event) {
+                // The source says so again, and it is cut once what stands in the way is mended.
+                (Err(error), Some(_)) if hidden.is_some() => {
+                    partition.failed(error.to_string(), ring::random(), now_ms);
+                }
                 (Err(error), _) => {
-                    let now_ms = ring::wall_ms();
                     partition.fault(FaultCode::LocalLog, error.to_string(), now_ms);
                     link.faulted(&partition, FaultCode::LocalLog, error.to_string());
-                    return;
                 }
                 (Ok(()), Some(event)) => link.tell(event),
                 (Ok(()), None) => {}
             }
+            if let Some(segment) = hidden {
+                verify_segment(&link, &partition, segment).await;
+            }
+            // Damage that stays may have become known with the cut.
+            link.repairs.add_if_damaged(&partition);
             link.retry_later(&partition);
         })
         .detach();

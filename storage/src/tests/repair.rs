@@ -15,6 +15,7 @@ use crate::verify::Verifier;
 use ring::sim::{Faults, Simulation, for_seeds};
 use ring::{File, Gather, OpenOptions};
 
+mod cuts;
 mod torn;
 
 /// What the source holds: each batch with its base and next offset.
