@@ -3,16 +3,21 @@
 //! Before records are taken, on every start of a partition, its last batch is compared with the
 //! source's at that offset, and its last epoch's end with the source's: a topic that was recreated
 //! and has grown past our end looks healthy otherwise, and sources before 2.8 have no topic ids.
+//! A batch that is another one is held against its own checksum before that is believed: bytes
+//! that were changed on the way are bad bytes, and no sign that a source has parted from us.
 
 use storage::batch::Producer;
+use storage::check::{AppendError, Bounds, Checker};
+use storage::limits::BATCH_BYTES_MAX;
 use storage::log::LastBatch;
 
 /// The head of a batch of magic 2: it holds offsets, epoch, length, producer and the checksum of
 /// all the rest (KIP-98, DefaultRecordBatch). Older message sets are told by their first 17 bytes.
-pub const HEAD_BYTES: usize = 61;
+const HEAD_BYTES: usize = 61;
 
 /// Where older message sets have said all that is compared.
 const LEGACY_HEAD_BYTES: usize = 17;
+const MAGIC_AT: usize = 16;
 
 /// How the source's batch at our last batch's offset compares with ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +32,89 @@ pub enum Compared {
     Different,
 }
 
-/// Compares our last batch with the first bytes the source has at its offset (up to
-/// [`HEAD_BYTES`]; none when it answered no records).
-pub fn compare(ours: &LastBatch, theirs: &[u8]) -> Compared {
+/// Our last batch on its way to be compared with what the source sends of its own.
+pub struct Comparison {
+    ours: LastBatch,
+    /// The first bytes of this answer, as many as are compared.
+    head: Vec<u8>,
+    checker: Checker,
+    result: Option<Compared>,
+}
+
+impl Comparison {
+    /// With our last batch.
+    pub fn new(ours: LastBatch) -> Self {
+        let bounds = Bounds::local(BATCH_BYTES_MAX);
+        Self { ours, head: Vec::new(), checker: Checker::new(0, None, 0, bounds), result: None }
+    }
+
+    /// Our last batch.
+    pub fn ours(&self) -> &LastBatch {
+        &self.ours
+    }
+
+    /// What came of it. None: what was sent so far does not tell.
+    pub fn result(&self) -> Option<Compared> {
+        self.result
+    }
+
+    /// An answer begins whose records, if there are any, are taken next.
+    pub fn begin(&mut self, bounds: Bounds) {
+        self.head.clear();
+        self.checker = Checker::new(0, None, 0, bounds);
+        self.result = None;
+    }
+
+    /// The source has no such batch.
+    pub fn is_gone(&mut self) {
+        self.result = Some(Compared::Gone);
+    }
+
+    /// Takes the answer's next bytes. Whether more are needed.
+    ///
+    /// # Errors
+    /// The source's batch is another one, or looks like one, and fails its check.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<bool, AppendError> {
+        let mut rest = bytes;
+        loop {
+            let missing = head_bytes(&self.head) - self.head.len();
+            if missing == 0 {
+                break;
+            }
+            let (first, behind) = rest.split_at(missing.min(rest.len()));
+            self.head.extend_from_slice(first);
+            rest = behind;
+            if first.len() < missing {
+                return Ok(true);
+            }
+        }
+        let compared = compare(&self.ours, &self.head);
+        if matches!(compared, Compared::Same | Compared::Gone) {
+            self.result = Some(compared);
+            return Ok(false);
+        }
+        let mut whole = false;
+        if !self.checker.in_batch() {
+            whole = self.checker.feed(&self.head)?.batch.is_some();
+        }
+        if !whole {
+            whole = self.checker.feed(rest)?.batch.is_some();
+        }
+        self.result = whole.then_some(compared);
+        Ok(!whole)
+    }
+}
+
+/// How many bytes the comparison needs of a batch that begins with these.
+fn head_bytes(begun: &[u8]) -> usize {
+    match begun.get(MAGIC_AT) {
+        Some(2..) => HEAD_BYTES,
+        _ => LEGACY_HEAD_BYTES,
+    }
+}
+
+/// Compares our last batch with the head of the source's at its offset.
+fn compare(ours: &LastBatch, theirs: &[u8]) -> Compared {
     let Some(theirs) = Head::read(theirs) else { return Compared::Gone };
     if theirs.first_offset() > ours.last_offset {
         return Compared::Gone;
@@ -61,7 +146,6 @@ struct Head {
 
 impl Head {
     fn read(bytes: &[u8]) -> Option<Self> {
-        const MAGIC_AT: usize = 16;
         let magic = *bytes.get(MAGIC_AT)?;
         let i64_at = |at: usize| i64::from_be_bytes(bytes[at..at + 8].try_into().expect("8"));
         let i32_at = |at: usize| i32::from_be_bytes(bytes[at..at + 4].try_into().expect("4"));
@@ -106,12 +190,6 @@ impl Head {
             None => self.offset == ours.last_offset,
         }
     }
-}
-
-/// How many of the source's bytes the comparison needs, judging by ours.
-pub fn head_bytes(ours: &LastBatch) -> usize {
-    let head = if ours.leader_epoch.is_some() { HEAD_BYTES } else { LEGACY_HEAD_BYTES };
-    head.min(ours.bytes as usize)
 }
 
 /// What the end of our last epoch at the source means.
@@ -200,6 +278,8 @@ pub fn classify(ours: i64, source_start: i64, source_end: i64) -> OutOfRange {
 
 #[cfg(test)]
 mod tests {
+    use source::{BatchFields, Record, encode_batch};
+
     use super::*;
 
     fn head(base: i64, delta: i32, epoch: i32, records: i32, crc: u32) -> Vec<u8> {
@@ -245,6 +325,60 @@ mod tests {
         assert_eq!(compare(&ours, &recreated), Compared::Different);
     }
 
+    fn whole(value: &str) -> Vec<u8> {
+        let record = Record { value: Some(value.into()), ..Record::default() };
+        encode_batch(&[record], &BatchFields { base_offset: 100, leader_epoch: 3, ..FIELDS })
+    }
+
+    const FIELDS: BatchFields = BatchFields {
+        base_offset: 0,
+        leader_epoch: 0,
+        attributes: 0,
+        base_timestamp_ms: 0,
+        producer_id: -1,
+        producer_epoch: -1,
+        base_sequence: -1,
+    };
+
+    fn judge(theirs: &[u8], piece: usize) -> Result<Option<Compared>, AppendError> {
+        let bytes = whole("ours");
+        let crc = u32::from_be_bytes(bytes[17..21].try_into().expect("4"));
+        let bytes = bytes.len() as u32;
+        let ours = LastBatch { last_offset: 100, bytes, crc, record_count: 1, ..ours() };
+        let mut comparison = Comparison::new(ours);
+        comparison.begin(Bounds::local(BATCH_BYTES_MAX));
+        for piece in theirs.chunks(piece) {
+            if !comparison.take(piece)? {
+                break;
+            }
+        }
+        Ok(comparison.result())
+    }
+
+    #[test]
+    fn another_batch_is_believed_to_be_one_when_it_is_whole() {
+        let (same, other) = (whole("ours"), whole("theirs"));
+        for piece in 1..=other.len() {
+            assert_eq!(judge(&same, piece), Ok(Some(Compared::Same)));
+            assert_eq!(judge(&same[..HEAD_BYTES], piece), Ok(Some(Compared::Same)));
+            assert_eq!(judge(&same[..HEAD_BYTES - 1], piece), Ok(None));
+            assert_eq!(judge(&other, piece), Ok(Some(Compared::Different)));
+            assert_eq!(judge(&[&other[..], &same[..]].concat(), piece), judge(&other, piece));
+            assert_eq!(judge(&other[..other.len() - 1], piece), Ok(None));
+        }
+        // All that its checksum covers, and that itself.
+        for at in MAGIC_AT + 1..other.len() {
+            for bit in 0..8 {
+                let mut turned = other.clone();
+                turned[at] ^= 1 << bit;
+                assert!(judge(&turned, 7).is_err(), "byte {at}");
+            }
+        }
+        let mut longer = other.clone();
+        longer[8] = 0x70;
+        assert!(matches!(judge(&longer, 7), Err(AppendError::BatchTooLarge { .. })));
+    }
+
     #[test]
     fn older_message_sets_are_told_by_offset_length_and_checksum() {
         let ours = LastBatch { leader_epoch: None, ..ours() };
@@ -256,7 +390,8 @@ mod tests {
             head[16] = 1;
             head
         };
-        assert_eq!(head_bytes(&ours), LEGACY_HEAD_BYTES);
+        assert_eq!(head_bytes(&legacy(109, 7)), LEGACY_HEAD_BYTES);
+        assert_eq!(head_bytes(&head(100, 9, 3, 10, 7)), HEAD_BYTES);
         assert_eq!(compare(&ours, &legacy(109, 7)), Compared::Same);
         assert_eq!(compare(&ours, &legacy(109, 8)), Compared::Different);
         assert_eq!(compare(&ours, &legacy(110, 7)), Compared::Gone);

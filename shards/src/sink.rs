@@ -5,10 +5,11 @@ use std::rc::Rc;
 use net::ErrorCode;
 use net::fetch::{End, EpochEnd, Flow, PartitionHead, RecordSink, Take};
 use ring::{Class, Lease};
-use storage::check::AppendError;
-use storage::log::{AppendLimits, LastBatch, Log, LogState};
+use storage::check::{AppendError, Bounds};
+use storage::limits::BATCH_BYTES_MAX;
+use storage::log::{AppendLimits, Log, LogState};
 
-use crate::check::head_bytes;
+use crate::check::Comparison;
 use crate::limits::COMPARE_LEASE_BYTES;
 use crate::partition::Partition;
 
@@ -23,13 +24,9 @@ pub struct Member {
 pub enum Stage {
     /// They go into the log.
     Appending,
-    /// The first of them is compared with our last batch.
-    Comparing {
-        /// Our last batch. Apart, since there are thousands of members and few are compared.
-        ours: Box<LastBatch>,
-        /// What the source sent of its own.
-        theirs: Vec<u8>,
-    },
+    /// The first of them is compared with our last batch. Apart, since there are thousands of
+    /// members and few are compared.
+    Comparing(Box<Comparison>),
 }
 
 /// What one answer said and did, partition by partition; cleared and used again.
@@ -97,9 +94,7 @@ enum Now {
     Nothing,
     Appending(Appending),
     /// The bytes are compared; the lease holds those that are of no interest.
-    Comparing {
-        decided: bool,
-    },
+    Comparing,
 }
 
 struct Appending {
@@ -172,11 +167,21 @@ impl<'a> Sink<'a> {
     /// must be some only means that the answer was full.
     fn compare(&mut self, head: &PartitionHead) -> Take {
         let member = self.members[self.key as usize].as_mut().expect("it was just there");
-        let Stage::Comparing { ours, theirs } = &mut member.stage else { return Take::Skip };
-        theirs.clear();
-        let decided = head.records_bytes > 0 || head.high_watermark <= ours.base_offset;
-        self.now = Now::Comparing { decided };
-        if head.records_bytes > 0 { Take::Records } else { Take::Skip }
+        let Stage::Comparing(comparison) = &mut member.stage else { return Take::Skip };
+        let leader = member.partition.leader.get();
+        comparison.begin(Bounds {
+            high_watermark: head.high_watermark,
+            leader_epoch: leader.map_or(-1, |leader| leader.epoch),
+            batch_bytes_max: BATCH_BYTES_MAX,
+        });
+        self.now = Now::Comparing;
+        if head.records_bytes > 0 {
+            return Take::Records;
+        }
+        if head.high_watermark <= comparison.ours().base_offset {
+            comparison.is_gone();
+        }
+        Take::Skip
     }
 
     fn failed(&mut self, error: AppendError) -> Flow {
@@ -188,22 +193,35 @@ impl<'a> Sink<'a> {
         Flow::SkipRest
     }
 
-    /// Keeps what the comparison needs of these bytes; whether more is needed.
+    /// Hands these bytes to the comparison; whether more are needed.
     fn keep(&mut self, bytes: &[u8]) -> Flow {
-        let Some(Some(member)) = self.members.get_mut(self.key as usize) else {
-            return Flow::SkipRest;
-        };
-        let Stage::Comparing { ours, theirs } = &mut member.stage else { return Flow::SkipRest };
-        let wanted = head_bytes(ours);
-        let missing = wanted - theirs.len();
-        theirs.extend_from_slice(&bytes[..missing.min(bytes.len())]);
-        if theirs.len() < wanted { Flow::Continue } else { Flow::SkipRest }
+        let Some(comparison) = self.comparison() else { return Flow::SkipRest };
+        match comparison.take(bytes) {
+            Ok(true) => Flow::Continue,
+            Ok(false) => Flow::SkipRest,
+            Err(error) => {
+                let began_at = comparison.ours().base_offset;
+                self.outcome.troubles.push((self.key, Trouble::Append { error, began_at }));
+                Flow::SkipRest
+            }
+        }
+    }
+
+    fn comparison(&mut self) -> Option<&mut Comparison> {
+        match &mut self.members.get_mut(self.key as usize)?.as_mut()?.stage {
+            Stage::Comparing(comparison) => Some(comparison),
+            Stage::Appending => None,
+        }
     }
 
     fn finish(&mut self) {
         match std::mem::replace(&mut self.now, Now::Nothing) {
-            Now::Nothing | Now::Comparing { decided: false } => {}
-            Now::Comparing { decided: true } => self.outcome.compared.push(self.key),
+            Now::Nothing => {}
+            Now::Comparing => {
+                if self.comparison().is_some_and(|comparison| comparison.result().is_some()) {
+                    self.outcome.compared.push(self.key);
+                }
+            }
             Now::Appending(appending) => self.finish_append(&appending),
         }
     }
@@ -238,7 +256,7 @@ impl RecordSink for Sink<'_> {
         member.partition.heard(head.log_start_offset, head.high_watermark);
         match member.stage {
             Stage::Appending => self.append(head),
-            Stage::Comparing { .. } => self.compare(head),
+            Stage::Comparing(_) => self.compare(head),
         }
     }
 
@@ -260,7 +278,7 @@ impl RecordSink for Sink<'_> {
     fn filled(&mut self, lease: Lease, bytes: usize) -> Flow {
         match &self.now {
             Now::Nothing => Flow::SkipRest,
-            Now::Comparing { .. } => self.keep(&lease[..bytes]),
+            Now::Comparing => self.keep(&lease[..bytes]),
             Now::Appending(appending) if appending.is_lost() => Flow::SkipRest,
             Now::Appending(appending) => match appending.log.filled(lease, bytes) {
                 Ok(_) => Flow::Continue,
@@ -272,7 +290,7 @@ impl RecordSink for Sink<'_> {
     fn copy_in(&mut self, bytes: &[u8]) -> (usize, Flow) {
         match &self.now {
             Now::Nothing => (bytes.len(), Flow::SkipRest),
-            Now::Comparing { .. } => (bytes.len(), self.keep(bytes)),
+            Now::Comparing => (bytes.len(), self.keep(bytes)),
             Now::Appending(appending) if appending.is_lost() => (bytes.len(), Flow::SkipRest),
             Now::Appending(appending) => match appending.log.copy_in(bytes) {
                 Ok(copied) => (copied, Flow::Continue),

@@ -273,6 +273,45 @@ fn a_batch_longer_than_any_can_be_is_asked_for_again_and_then_named_as_bad() {
     world.until_caught_up(MINUTE);
 }
 
+/// The last batch is fetched again to be compared. If that one comes damaged, nothing is known of
+/// the source's: it is asked for again, as any other.
+#[test]
+fn a_last_batch_that_comes_damaged_is_no_divergence() {
+    let turned = |byte, bit| Fault::FlipBit { byte, bit };
+    for (lie, code) in [
+        (Fault::BatchLength(-1), FaultCode::BadBatch),
+        (Fault::BatchLength(10_000), FaultCode::CorruptBatch),
+        (turned(16, 1), FaultCode::CorruptBatch), // an older one
+        (turned(18, 2), FaultCode::CorruptBatch), // the checksum itself
+        (turned(26, 2), FaultCode::CorruptBatch), // the last offset
+    ] {
+        let mut world = caught_up(2);
+        let compare_again = |world: &mut World| {
+            let topics = Some(vec!["orders".into()]);
+            world.ask(|reply| Command::Pause { link: "prod".into(), topics, reply });
+            world.resume("orders");
+        };
+        for times in [Some(3), None] {
+            world.cluster.inject(Target::partition("orders", 1), lie.clone(), times);
+            compare_again(&mut world);
+            world.until("the end of it", 5 * MINUTE, |status| {
+                let state = status.partitions[1].state;
+                assert_ne!(state, PartitionState::Faulted(FaultCode::Diverged), "{lie:?}");
+                match times {
+                    Some(_) => state == PartitionState::Active,
+                    None => state == PartitionState::Faulted(code),
+                }
+            });
+            assert_eq!(world.partition("orders", 0).state, PartitionState::Active);
+            assert!(times.is_none() || world.cluster.faults_applied() >= 3, "{lie:?}");
+        }
+        world.cluster.clear_faults();
+        world.resume("orders");
+        world.cluster.append("orders", 1, 1).expect("appends");
+        world.until_caught_up(MINUTE);
+    }
+}
+
 /// Campaigns let thousands of shards crash in one process.
 #[test]
 fn a_shard_that_crashes_leaves_no_memory_behind() {

@@ -8,7 +8,7 @@ use net::{Api, Connection, ErrorCode, NetError};
 use storage::log::Log;
 
 use super::Fetcher;
-use crate::check::{Epochs, OutOfRange, classify, judge_epochs};
+use crate::check::{Compared, Comparison, Epochs, OutOfRange, classify, judge_epochs};
 use crate::control::{Event, FaultCode, OnSourceGap, Start};
 use crate::limits::CHECKS_PER_REQUEST;
 use crate::partition::Partition;
@@ -67,7 +67,7 @@ impl Fetcher {
                     leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
                     max_bytes: i32::try_from(last.bytes).unwrap_or(i32::MAX),
                 };
-                member.stage = Stage::Comparing { ours: Box::new(last), theirs: Vec::new() };
+                member.stage = Stage::Comparing(Box::new(Comparison::new(last)));
                 self.session.want(key, wanted);
             }
             _ => {
@@ -270,10 +270,10 @@ impl Fetcher {
     /// nothing to compare.
     fn in_range(&mut self, key: u32, source_start: i64) {
         if let Some(Some(member)) = self.members.get(key as usize)
-            && let Stage::Comparing { ours, .. } = &member.stage
-            && ours.base_offset < source_start
+            && let Stage::Comparing(comparison) = &member.stage
+            && comparison.ours().base_offset < source_start
         {
-            return self.settle_comparison(key);
+            return self.settle_comparison(key, Compared::Gone);
         }
         self.want(key);
     }

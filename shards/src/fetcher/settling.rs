@@ -11,7 +11,7 @@ use storage::limits::BATCH_BYTES_MAX;
 use storage::log::{Log, LogError};
 
 use super::{Fetcher, Kind};
-use crate::check::{Compared, compare};
+use crate::check::Compared;
 use crate::control::{Event, FaultCode};
 use crate::limits::{BAD_BATCHES_MAX, HELD_ANSWER_MIN, PASSED_OVER_MAX};
 use crate::partition::Partition;
@@ -34,7 +34,11 @@ impl Fetcher {
         }
         let mut outcome = std::mem::take(&mut self.outcome);
         for key in outcome.compared.drain(..) {
-            self.settle_comparison(key);
+            if let Some(Stage::Comparing(comparison)) = self.member(key).map(|m| &m.stage)
+                && let Some(compared) = comparison.result()
+            {
+                self.settle_comparison(key, compared);
+            }
         }
         for key in outcome.moved.drain(..) {
             // What is about to be taken back was no progress.
@@ -119,11 +123,9 @@ impl Fetcher {
         self.move_if_due(&partition);
     }
 
-    pub(super) fn settle_comparison(&mut self, key: u32) {
+    pub(super) fn settle_comparison(&mut self, key: u32, compared: Compared) {
         let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
-        let Stage::Comparing { ours, theirs } = &member.stage else { return };
-        let compared = compare(ours, theirs);
         member.stage = Stage::Appending;
         match compared {
             Compared::Same | Compared::Cleaned | Compared::Gone => {
