@@ -193,11 +193,17 @@ pub(crate) async fn load(
 }
 
 /// Takes out the segments that begin at or above a cut: of them nothing stays, and the log does not
-/// go on where they are.
+/// go on where they are, nor where the seal before them says that they are.
 fn take_from(segments: &mut Vec<FoundSegment>, until: Option<i64>) -> Vec<i64> {
     let Some(until) = until else { return Vec::new() };
     let keep = segments.partition_point(|segment| segment.base < until);
-    segments.split_off(keep).into_iter().map(|segment| segment.base).collect()
+    let cut_off = segments.split_off(keep).into_iter().map(|segment| segment.base).collect();
+    if let Some(last) = segments.last_mut()
+        && last.seal.as_ref().is_some_and(|seal| seal.next_base > until)
+    {
+        last.seal = None;
+    }
+    cut_off
 }
 
 /// The batch that a log ends with.

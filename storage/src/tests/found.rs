@@ -319,3 +319,43 @@ fn a_cut_below_all_records_that_fails_leaves_no_hole() {
         store.close().await;
     });
 }
+
+/// A failed flush takes a segment that began behind a gap. The seal before it was written when that
+/// gap was believed, and is not where the log goes on: the source may have told a lie, and what
+/// lies there would never be asked for.
+#[test]
+fn a_gap_that_a_failed_flush_took_is_asked_for_again() {
+    let settings =
+        || LogSettings { segment_bytes: batches(0..30).len() as u64, ..LogSettings::default() };
+    let mut sim = Simulation::new(9, Faults::none());
+    let executor = sim.executor(Config::small());
+    let (flushed, failing) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (told, may) = (Rc::clone(&flushed), Rc::clone(&failing));
+    let life = sim.spawn_on(executor, Share::Replicate, async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &batches(0..30), 3000).unwrap();
+        log.flush().await.unwrap();
+        told.set(true);
+        while !may.get() {
+            ring::sleep(Duration::from_millis(1)).await;
+        }
+        respond(&log, &batch(45), 3000).unwrap();
+        log.flush().await.expect_err("it fails");
+        let sealed = ring::fs::exists(log.path(Kind::Seal, 0)).await.unwrap();
+        assert!(sealed, "it names the segment at 45");
+        let _ = log.close().await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!((log.state(), recovered.corrupt), (LogState::Healthy, None));
+        let positions = log.positions();
+        assert_eq!((positions.received.0.offset, positions.written.0.offset), (30, 30));
+        respond(&log, &batches(30..35), 3000).unwrap();
+        log.flush().await.unwrap();
+        store.close().await;
+        compare(&log, 35).await;
+    });
+    sim.run_until(|_| flushed.get());
+    sim.disk(Machine::FIRST, |disk| disk.fail_flushes(1));
+    failing.set(true);
+    sim.run_until(|_| life.is_finished());
+}
