@@ -199,6 +199,8 @@ impl Rig {
     pub fn until(&mut self, what: &str, mut holds: impl FnMut(&ShardStatus) -> bool) {
         let begun = Instant::now();
         loop {
+            // First, so that what was told before it has been seen.
+            let status = self.status();
             while let Ok(event) = self.events.try_recv() {
                 if matches!(event, Event::MetadataStale { .. }) {
                     self.tell_leaders();
@@ -206,7 +208,6 @@ impl Rig {
                     self.seen.push(event);
                 }
             }
-            let status = self.status();
             if holds(&status) {
                 return;
             }
