@@ -67,9 +67,11 @@ pub struct Compared {
 
 impl Compared {
     fn before_what_follows_in(self, log: &PartitionLog) -> Compared {
-        // The source may have deleted what comes first, not what comes then.
-        let following = log.batches_from(self.end.max(log.log_start())).next();
-        let next = following.map_or(log.end_offset(), |batch| batch.base_offset);
+        // The source may have deleted what comes first, not what comes then: of a batch in which
+        // its log begins, only what lies from there on.
+        let from = self.end.max(log.log_start());
+        let following = log.batches_from(from).next();
+        let next = following.map_or(log.end_offset(), |batch| batch.base_offset.max(from));
         Compared { next: self.end.max(next), ..self }
     }
 }
