@@ -37,9 +37,9 @@ impl Log {
     /// goes on at `offset`, which becomes its visible start.
     ///
     /// # Errors
-    /// While records arrive. [`LogError::Damaged`]: nothing was changed, and the log goes on. If the
-    /// device fails, the log is FAILED; it may be opened again, and then ends at the cut or behind
-    /// it.
+    /// While records arrive. [`LogError::Damaged`]: nothing was changed, and the log goes on. If
+    /// the device fails, the log is FAILED; it may be opened again, and then ends at the cut or
+    /// behind it.
     pub async fn truncate_to(&self, offset: i64) -> Result<(), LogError> {
         if self.inner.borrow().is_expecting() {
             return Err(LogError::Busy);
