@@ -44,6 +44,14 @@ pub enum AppendError {
         /// Last offset minus base offset as the head has it.
         delta: i32,
     },
+    /// On disk: no index could name it, so nothing like it was ever written there.
+    #[error("batch at offset {base_offset} is too far from the segment's start, {segment}")]
+    OutOfSegment {
+        /// The batch's first offset.
+        base_offset: i64,
+        /// The segment's base offset.
+        segment: i64,
+    },
     /// A batch the response itself says is not committed.
     #[error("batch ends at offset {last_offset}, not below the high watermark {high_watermark}")]
     BeyondHighWatermark {

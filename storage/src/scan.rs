@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::batch::Batch;
 use crate::check::{AppendError, Bounds, Checker};
 use crate::checkpoint::Replay;
+use crate::index::fits;
 use crate::limits::BATCH_BYTES_MAX;
 use crate::position::Place;
 use crate::read_ahead::ReadAhead;
@@ -103,6 +104,12 @@ impl Scanner {
                 Ok(fed) => {
                     rest = &rest[fed.consumed..];
                     let Some(batch) = fed.batch else { continue };
+                    let (base_offset, segment) = (batch.base_offset, self.place.segment);
+                    if !fits(segment, batch.last_offset) {
+                        let stopped =
+                            Stopped::Bad(AppendError::OutOfSegment { base_offset, segment });
+                        return Some(Scanned { place: self.place, stopped });
+                    }
                     let file_crc = self.checker.file_crc(&batch);
                     let found = FoundBatch { batch, position: self.place.bytes, file_crc };
                     if !visit(&found) {
@@ -135,5 +142,32 @@ impl Scanner {
             Stopped::End
         };
         Scanned { place: self.place, stopped }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    /// No checksum covers a base offset: a bit turned in it may name any offset there is.
+    #[test]
+    fn no_base_offset_is_too_large_to_be_read() {
+        let bytes = testing::run(0..3, 100);
+        let second = bytes.len() / 3;
+        for bit in 0..63 {
+            let mut turned = bytes.clone();
+            turned[second + 7 - bit / 8] ^= 1 << (bit % 8);
+            let (mut found, mut scanner) =
+                (0, Scanner::new(&Replay::segment_start(0, None, false)));
+            let scanned = scanner.take(&turned, &mut |found_batch: &FoundBatch| {
+                assert!(fits(0, found_batch.batch.last_offset));
+                found += 1;
+                true
+            });
+            let stopped = scanned.map(|scanned| scanned.stopped);
+            let far = matches!(stopped, Some(Stopped::Bad(AppendError::OutOfSegment { .. })));
+            assert_eq!(far, bit > 30, "bit {bit}: {stopped:?} behind {found}");
+        }
     }
 }

@@ -99,8 +99,6 @@ fn begin(world: &mut World, shards: usize, faults: ring::sim::Faults) -> Result<
             return Err("opening logs never ends".into());
         }
     }
-    let refused = world.shards.iter().flat_map(|shard| &shard.refused);
-    let refused: Vec<(PartitionKey, String)> = refused.cloned().collect();
     deleting(world).into_iter().for_each(|topic| world.delete(topic));
     until_obeyed(world)?;
     // The first may have been asked for before the last order was carried out.
@@ -110,6 +108,8 @@ fn begin(world: &mut World, shards: usize, faults: ring::sim::Faults) -> Result<
             world.pass(Duration::from_millis(1))?;
         }
     }
+    let refused = world.shards.iter().flat_map(|shard| &shard.refused);
+    let refused: Vec<(PartitionKey, String)> = refused.cloned().collect();
     for (key, reason) in &refused {
         if !world.bad_disk {
             return Err(format!("{key} was refused on a good disk: {reason}"));

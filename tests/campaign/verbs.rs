@@ -188,6 +188,9 @@ impl World {
                     }
                     model.seal(end);
                 }
+                // A log that could not be opened is not spoken of, and is sealed from now on, too.
+                let unopened = self.models_of(&topic).filter(|model| model.sealed.is_none());
+                unopened.for_each(|model| model.seal(None));
             }
             (Some(topic), Answers::Delete(_, gone)) => {
                 let trouble = self.plan.trouble;
