@@ -159,9 +159,8 @@ pub struct Checker {
     position: u64,
     head: [u8; HEADER_BYTES],
     head_bytes: usize,
-    /// Of a batch that goes on in the next piece. Apart, since there are thousands of logs and few
-    /// are in the midst of a batch.
-    body: Option<Box<Body>>,
+    /// Of a batch that goes on in the next piece.
+    body: Option<Body>,
     /// CRC-32C over all bytes of the magic 0 or 1 message that ended last.
     legacy_file_crc: u32,
     /// What it was before the batch that ended last.
@@ -272,7 +271,7 @@ impl Checker {
     /// Takes bytes until a batch ends or the piece does. Call again with the rest.
     pub fn feed(&mut self, piece: &[u8]) -> Result<Fed, AppendError> {
         let mut consumed = 0;
-        let mut begun = self.body.take().map(|body| *body);
+        let mut begun = self.body.take();
         while begun.is_none() {
             let wanted = self.head_wanted() - self.head_bytes;
             let taken = wanted.min(piece.len() - consumed);
@@ -291,7 +290,7 @@ impl Checker {
         body.take(&rest[..taken]);
         consumed += taken;
         if body.seen < body.batch.bytes {
-            self.body = Some(Box::new(body));
+            self.body = Some(body);
             return Ok(Fed { consumed, batch: None });
         }
         let batch = self.finish(body)?;
