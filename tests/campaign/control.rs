@@ -70,7 +70,8 @@ impl Shard {
             .iter()
             .zip(answers)
             .filter_map(|(key, answer)| answer.err().map(|refused| (key.clone(), refused.reason)));
-        self.refused = refused.collect();
+        self.refused.retain(|(key, _)| !keys.contains(key));
+        self.refused.extend(refused);
         self.assigned = None;
         true
     }

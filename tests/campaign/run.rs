@@ -405,8 +405,8 @@ fn check_final(world: &mut World, peace: &[ShardStatus]) -> Result<(), String> {
         }
         world.tally.bytes += compared.bytes;
         world.tally.comparisons += 1;
-        // Of a damaged one nothing was changed, and nothing can be said.
-        if !corrupt || !model.flips.is_empty() {
+        // Of a damaged one nothing was changed, and on a bad disk nothing can be said.
+        if !corrupt || !model.flips.is_empty() && !world.plan.trouble.bad_disk {
             world.sim.disk(Machine::FIRST, |disk| model.check_seals(disk))?;
         }
     }

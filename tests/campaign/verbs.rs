@@ -180,6 +180,7 @@ impl World {
                 self.standing.insert(Arc::clone(&topic), Standing::FailedOver);
                 self.tally.count("topic failed over");
                 for Sealed { key, end_offset, error, .. } in sealed {
+                    self.trace(|| format!("{key} failed over at {end_offset:?}, {error:?}"));
                     let model = self.models.get_mut(&key).expect("it is known");
                     let end = end_offset.filter(|_| error.is_none());
                     if end.is_some_and(|end| end < model.floor) {
