@@ -50,7 +50,8 @@ pub struct Volume {
     flush_wanted: Signal,
     flush_urgent: Cell<bool>,
     cycles_begun: Cell<u64>,
-    /// Counts the completed cycles.
+    cycles_ended: Cell<u64>,
+    /// A cycle has ended, or there will be none any more.
     flushes: Signal,
     /// Flushes whose checkpoint found no room.
     missed: Cell<u64>,
@@ -106,6 +107,7 @@ impl Volume {
             flush_wanted: Signal::default(),
             flush_urgent: Cell::new(false),
             cycles_begun: Cell::new(0),
+            cycles_ended: Cell::new(0),
             flushes: Signal::default(),
             missed: Cell::new(0),
             unsaved: Cell::new(false),

@@ -416,6 +416,22 @@ fn a_disk_that_is_full_at_the_start_keeps_nothing_from_being_read() {
     });
 }
 
+/// A stop wakes those that wait for a flush; it does not make one of what they wait for.
+#[test]
+fn a_flush_that_a_stop_cuts_short_does_not_count() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let executor = sim.executor(Config::small());
+    sim.run_on(executor, async {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        let volume = log.volume().clone();
+        let flushing = ring::spawn(ring::Share::Background, async move { volume.flush().await });
+        ring::yield_now().await;
+        log.volume().stop();
+        assert!(!flushing.await);
+    });
+}
+
 /// There is room for the records and none for the checkpoint that would say that they are flushed.
 #[test]
 fn without_room_for_a_checkpoint_a_log_is_disk_full_until_there_is() {

@@ -45,11 +45,15 @@ impl Volume {
         let (failures, missed) = (self.flush_failures(), self.missed.get());
         let cycle = self.cycles_begun.get() + 1;
         self.flush_soon();
-        while self.flushes.count() < cycle {
+        loop {
+            let seen = self.flushes.count();
+            if self.cycles_ended.get() >= cycle {
+                break;
+            }
             if self.stopping.get() {
                 return false;
             }
-            self.flushes.after(cycle - 1).await;
+            self.flushes.after(seen).await;
         }
         self.flush_failures() == failures && self.missed.get() == missed
     }
@@ -73,6 +77,7 @@ impl Volume {
             self.flush_urgent.set(false);
             self.cycles_begun.set(self.cycles_begun.get() + 1);
             self.flush_once().await;
+            self.cycles_ended.set(self.cycles_begun.get());
             self.flushes.notify();
         }
     }
