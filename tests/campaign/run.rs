@@ -174,6 +174,7 @@ fn failed(status: &PartitionStatus) -> bool {
 
 /// Stops the process as a service manager does.
 fn stop(world: &mut World) -> Result<(), String> {
+    world.stopping = true;
     let mut answers = Vec::new();
     for shard in &world.shards {
         let (reply, answer) = oneshot::channel();
@@ -190,7 +191,9 @@ fn stop(world: &mut World) -> Result<(), String> {
     while !world.shards.iter().all(|shard| shard.root.is_finished()) {
         world.sim.run_for(Duration::from_millis(1));
     }
-    world.end(false)
+    world.end(false)?;
+    world.stopping = false;
+    Ok(())
 }
 
 /// Everything is mended: the copy must catch up, and be what the source is.

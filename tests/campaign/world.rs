@@ -44,6 +44,8 @@ pub struct World {
     pub settings: LinkSettings,
     /// What is written down of each topic.
     pub standing: BTreeMap<Arc<str>, Standing>,
+    /// A clean stop is under way: what is flushed then may not be known to be.
+    pub stopping: bool,
     /// The link is paused, by order.
     pub link_paused: bool,
     /// And has nothing open to the source any more.
@@ -100,6 +102,7 @@ impl World {
                 .keys()
                 .map(|key| (Arc::clone(&key.topic), Standing::Followed))
                 .collect(),
+            stopping: false,
             link_paused: false,
             link_silent: false,
             orders: Vec::new(),

@@ -81,7 +81,7 @@ impl Shard {
         let mut answers = a_few_at_once(partitions, |key| Rc::clone(&self).delete_one(key)).await;
         // Or a power loss would bring back what a person was told is gone.
         if !self.store.flush().await {
-            let reason = || "the device failed to make the removal durable".to_owned();
+            let reason = || NOT_DURABLE.to_owned();
             answers.iter_mut().for_each(|answer| *answer = Err(Refused { reason: reason() }));
         }
         let _ = reply.send(answers);
@@ -98,6 +98,9 @@ impl Shard {
         deleted.map_err(|error| Refused { reason: format!("{key}: {error}") })
     }
 }
+
+const NOT_DURABLE: &str = "its removal could not be made durable: the disk failed or is full, or \
+                           the node is stopping; delete it again";
 
 /// Flushes what has come; on a disk that stays full, what could be written is all there is.
 async fn flush_if_possible(log: &Log) -> Result<Positions, LogError> {
