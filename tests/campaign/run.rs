@@ -101,13 +101,7 @@ fn begin(world: &mut World, shards: usize, faults: ring::sim::Faults) -> Result<
     }
     deleting(world).into_iter().for_each(|topic| world.delete(topic));
     until_obeyed(world)?;
-    // The first may have been asked for before the last order was carried out.
-    for _ in 0..2 {
-        world.shards.iter_mut().for_each(|shard| shard.last = None);
-        while world.shards.iter().any(|shard| shard.last.is_none()) {
-            world.pass(Duration::from_millis(1))?;
-        }
-    }
+    look_anew(world)?;
     let refused = world.shards.iter().flat_map(|shard| &shard.refused);
     let refused: Vec<(PartitionKey, String)> = refused.cloned().collect();
     for (key, reason) in &refused {
@@ -379,7 +373,20 @@ fn attend(world: &mut World, status: &PartitionStatus) -> Result<(), String> {
         let topics = Some(vec![status.key.topic.clone()]);
         shard.tell(Command::Resume { link: link(), topics });
     }
-    world.pass(Duration::from_millis(200))
+    world.pass(Duration::from_millis(200))?;
+    look_anew(world)
+}
+
+/// Waits until every shard has said how it stands now; one may be held up for a while.
+fn look_anew(world: &mut World) -> Result<(), String> {
+    // The first answer may be to what was asked before the last order was carried out.
+    for _ in 0..2 {
+        world.shards.iter_mut().for_each(|shard| shard.last = None);
+        while world.shards.iter().any(|shard| shard.last.is_none()) {
+            world.pass(Duration::from_millis(1))?;
+        }
+    }
+    Ok(())
 }
 
 /// After a clean stop every copy is what the source is now, and every seal true.
