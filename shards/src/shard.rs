@@ -178,14 +178,12 @@ pub async fn run(
     Ok(())
 }
 
-/// The end of a shard, also of one whose root task is dropped in the midst of it. A link knows its
-/// shard, and the shard its links: without this neither, nor their memory, would ever go.
+/// The end of a shard, also of one whose root task is dropped in the midst of it.
 struct End(Rc<Shard>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        let links = self.0.links.take();
-        drop((links, self.0.partitions.take(), self.0.verifying.take()));
+        self.0.let_go();
     }
 }
 
@@ -363,9 +361,13 @@ impl Shard {
             }
         }
         self.store.close().await;
-        // Links point back here: without this the shard, and the lock on its directories, leaks.
-        self.links.borrow_mut().clear();
-        self.partitions.borrow_mut().clear();
+        self.let_go();
+    }
+
+    /// Links point back here: without this the shard, and the lock on its directories, leaks.
+    fn let_go(&self) {
+        let links = self.links.take();
+        drop((links, self.partitions.take(), self.verifying.take()));
     }
 }
 

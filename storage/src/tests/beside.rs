@@ -36,105 +36,104 @@ fn transaction(base: i64) -> Vec<u8> {
     shape.bytes()
 }
 
-#[test]
-fn epochs_are_made_anew_from_all_batches() {
+/// Runs a test in a folder of its own for every way to hurt a file.
+fn for_each_hurt(test: impl AsyncFn(PathBuf, &'static str, Hurt) + Copy + 'static) {
     for (name, hurt) in HURTS {
         let dir = disk();
         let path = dir.path().to_owned();
-        run(async move {
-            let store = store(&path).await;
-            let (log, _) = open(&store, settings()).await;
-            respond(&log, &(0..40).flat_map(batch).collect::<Vec<_>>(), 4000).unwrap();
-            let epochs = log.inner.borrow().epochs.clone();
-            assert_eq!(epochs.entries().len(), 6);
-            store.close().await;
-            drop((log, store));
-            let file = id(0).folder(&path).join(EPOCHS_FILE);
-            let text = fs::read(&file).unwrap();
-            hurt(&file);
-            let store = self::store(&path).await;
-            let (log, recovered) = open(&store, settings()).await;
-            assert_eq!(recovered.corrupt, None, "{name}");
-            assert_eq!(log.inner.borrow().epochs, epochs, "{name}");
-            store.close().await;
-            drop((log, store));
-            assert_eq!(fs::read(&file).unwrap(), text, "{name}");
-            let store = self::store(&path).await;
-            let (_, recovered) = open(&store, settings()).await;
-            assert_eq!(recovered.scanned_bytes, 0, "{name}: read again, and again");
-            store.close().await;
-        });
+        run(async move { test(path, name, hurt).await });
     }
+}
+
+/// What was made anew is there: another start reads nothing.
+async fn is_read_once(path: &Path, name: &str) {
+    let store = store(path).await;
+    let (_, recovered) = open(&store, settings()).await;
+    assert_eq!(recovered.scanned_bytes, 0, "{name}: read again, and again");
+    store.close().await;
+}
+
+#[test]
+fn epochs_are_made_anew_from_all_batches() {
+    for_each_hurt(async |path, name, hurt| {
+        let store = store(&path).await;
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &(0..40).flat_map(batch).collect::<Vec<_>>(), 4000).unwrap();
+        let epochs = log.inner.borrow().epochs.clone();
+        assert_eq!(epochs.entries().len(), 6);
+        store.close().await;
+        drop((log, store));
+        let file = id(0).folder(&path).join(EPOCHS_FILE);
+        let text = fs::read(&file).unwrap();
+        hurt(&file);
+        let store = self::store(&path).await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.corrupt, None, "{name}");
+        assert_eq!(log.inner.borrow().epochs, epochs, "{name}");
+        store.close().await;
+        drop((log, store));
+        assert_eq!(fs::read(&file).unwrap(), text, "{name}");
+        is_read_once(&path, name).await;
+    });
 }
 
 #[test]
 fn producers_are_made_anew_from_all_batches() {
-    for (name, hurt) in HURTS {
-        let dir = disk();
-        let path = dir.path().to_owned();
-        run(async move {
-            let store = store(&path).await;
-            let (log, _) = open(&store, settings()).await;
-            let mut bytes: Vec<u8> = (60..70).flat_map(batch).collect();
-            bytes.extend(transaction(70));
-            bytes.extend(
-                (71..80).flat_map(|base| Shape { body: 900, epoch: 9, ..Shape::at(base) }.bytes()),
-            );
-            respond(&log, &bytes, 4000).unwrap();
-            assert_eq!(log.positions().last_stable_offset, 70);
-            store.close().await;
-            drop((log, store));
-            let kind = |entry: fs::DirEntry| {
-                let file = entry.path();
-                file.extension().is_some_and(|ending| ending == "snapshot").then_some(file)
-            };
-            let folder = fs::read_dir(id(0).folder(&path)).unwrap();
-            let snapshots: Vec<_> = folder.filter_map(|entry| kind(entry.unwrap())).collect();
-            assert!(snapshots.len() > 2, "{snapshots:?}");
-            snapshots.iter().for_each(|file| hurt(file));
-            let store = self::store(&path).await;
-            let (log, recovered) = open(&store, settings()).await;
-            assert_eq!(recovered.corrupt, None, "{name}");
-            assert_eq!(log.positions().last_stable_offset, 70, "{name}");
-            respond(&log, &testing::marker(80, 9, 42, 0, true), 4000).unwrap();
-            assert_eq!(log.positions().last_stable_offset, 81);
-            let base = log.positions().received.0.segment;
-            store.close().await;
-            drop((log, store));
-            let aborted = fs::read(id(0).folder(&path).join(Kind::TxnIndex.name(base))).unwrap();
-            let aborted = index::read_aborted(&aborted)[0];
-            assert_eq!((aborted.first_offset.get(), aborted.producer_id.get()), (70, 42));
-            let store = self::store(&path).await;
-            let (_, recovered) = open(&store, settings()).await;
-            assert_eq!(recovered.scanned_bytes, 0, "{name}: read again, and again");
-            store.close().await;
-        });
-    }
+    for_each_hurt(async |path, name, hurt| {
+        let store = store(&path).await;
+        let (log, _) = open(&store, settings()).await;
+        let mut bytes: Vec<u8> = (60..70).flat_map(batch).collect();
+        bytes.extend(transaction(70));
+        bytes.extend(
+            (71..80).flat_map(|base| Shape { body: 900, epoch: 9, ..Shape::at(base) }.bytes()),
+        );
+        respond(&log, &bytes, 4000).unwrap();
+        assert_eq!(log.positions().last_stable_offset, 70);
+        store.close().await;
+        drop((log, store));
+        let kind = |entry: fs::DirEntry| {
+            let file = entry.path();
+            file.extension().is_some_and(|ending| ending == "snapshot").then_some(file)
+        };
+        let folder = fs::read_dir(id(0).folder(&path)).unwrap();
+        let snapshots: Vec<_> = folder.filter_map(|entry| kind(entry.unwrap())).collect();
+        assert!(snapshots.len() > 2, "{snapshots:?}");
+        snapshots.iter().for_each(|file| hurt(file));
+        let store = self::store(&path).await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.corrupt, None, "{name}");
+        assert_eq!(log.positions().last_stable_offset, 70, "{name}");
+        respond(&log, &testing::marker(80, 9, 42, 0, true), 4000).unwrap();
+        assert_eq!(log.positions().last_stable_offset, 81);
+        let base = log.positions().received.0.segment;
+        store.close().await;
+        drop((log, store));
+        let aborted = fs::read(id(0).folder(&path).join(Kind::TxnIndex.name(base))).unwrap();
+        let aborted = index::read_aborted(&aborted)[0];
+        assert_eq!((aborted.first_offset.get(), aborted.producer_id.get()), (70, 42));
+        is_read_once(&path, name).await;
+    });
 }
 
 #[test]
 fn whose_a_log_is_stands_in_the_checkpoint_too() {
-    for (name, hurt) in HURTS {
-        let dir = disk();
-        let path = dir.path().to_owned();
-        run(async move {
-            let with = |byte| LogSettings { topic_id: Some([byte; 16]), ..settings() };
-            let store = store(&path).await;
-            let (log, _) = open(&store, with(1)).await;
-            respond(&log, &testing::run(0..3, 100), 4000).unwrap();
-            store.close().await;
-            drop((log, store));
-            let file = id(0).folder(&path).join(METADATA_FILE);
-            let text = fs::read(&file).unwrap();
-            hurt(&file);
-            let store = self::store(&path).await;
-            let other = store.open_log(id(0), with(2)).await;
-            assert!(matches!(other, Err(LogError::TopicId { .. })), "{name}");
-            let (log, recovered) = open(&store, LogSettings { topic_id: None, ..settings() }).await;
-            assert_eq!((recovered.corrupt, log.topic_id()), (None, Some([1; 16])), "{name}");
-            assert_eq!(recovered.positions.received.0.offset, 3);
-            store.close().await;
-            assert_eq!(fs::read(&file).unwrap(), text, "{name}");
-        });
-    }
+    for_each_hurt(async |path, name, hurt| {
+        let with = |byte| LogSettings { topic_id: Some([byte; 16]), ..settings() };
+        let store = store(&path).await;
+        let (log, _) = open(&store, with(1)).await;
+        respond(&log, &testing::run(0..3, 100), 4000).unwrap();
+        store.close().await;
+        drop((log, store));
+        let file = id(0).folder(&path).join(METADATA_FILE);
+        let text = fs::read(&file).unwrap();
+        hurt(&file);
+        let store = self::store(&path).await;
+        let other = store.open_log(id(0), with(2)).await;
+        assert!(matches!(other, Err(LogError::TopicId { .. })), "{name}");
+        let (log, recovered) = open(&store, LogSettings { topic_id: None, ..settings() }).await;
+        assert_eq!((recovered.corrupt, log.topic_id()), (None, Some([1; 16])), "{name}");
+        assert_eq!(recovered.positions.received.0.offset, 3);
+        store.close().await;
+        assert_eq!(fs::read(&file).unwrap(), text, "{name}");
+    });
 }

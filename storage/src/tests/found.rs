@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use ring::sim::{Faults, Machine, Simulation};
+use ring::sim::{ExecutorId, Faults, Machine, Simulation};
 use ring::{BLOCK, Class, Config, Share};
 
 use super::simulated::{batch, compare, live, settings, simulated_store};
@@ -282,30 +282,43 @@ fn a_last_batch_that_is_not_what_was_flushed_is_damage() {
     }
 }
 
+/// A log with these records flushed, and then a life in which the next flush fails, to its end.
+fn fail_a_flush(
+    sim: &mut Simulation,
+    settings: LogSettings,
+    records: std::ops::Range<i64>,
+    then: impl AsyncFnOnce(Rc<Store>, Rc<Log>) + 'static,
+) -> ExecutorId {
+    let executor = sim.executor(Config::small());
+    let (flushed, failing) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (told, may) = (Rc::clone(&flushed), Rc::clone(&failing));
+    let life = sim.spawn_on(executor, Share::Replicate, async move {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings).await;
+        respond(&log, &batches(records), 3000).unwrap();
+        log.flush().await.unwrap();
+        told.set(true);
+        while !may.get() {
+            ring::sleep(Duration::from_millis(1)).await;
+        }
+        then(store, log).await;
+    });
+    sim.run_until(|_| flushed.get());
+    sim.disk(Machine::FIRST, |disk| disk.fail_flushes(1));
+    failing.set(true);
+    sim.run_until(|_| life.is_finished());
+    executor
+}
+
 /// A cut below all that a log has, whose flush fails: what is left of the segments is no record,
 /// and not where the log goes on.
 #[test]
 fn a_cut_below_all_records_that_fails_leaves_no_hole() {
     let settings = || LogSettings { start_offset_if_new: 100, ..settings() };
     let mut sim = Simulation::new(9, Faults::none());
-    let executor = sim.executor(Config::small());
-    let (flushed, failing) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
-    let (told, may) = (Rc::clone(&flushed), Rc::clone(&failing));
-    let life = sim.spawn_on(executor, Share::Replicate, async move {
-        let store = simulated_store().await;
-        let (log, _) = open(&store, settings()).await;
-        respond(&log, &batches(100..130), 3000).unwrap();
-        log.flush().await.unwrap();
-        told.set(true);
-        while !may.get() {
-            ring::sleep(Duration::from_millis(1)).await;
-        }
+    let executor = fail_a_flush(&mut sim, settings(), 100..130, async |_, log| {
         log.truncate_to(70).await.expect_err("the flush fails");
     });
-    sim.run_until(|_| flushed.get());
-    sim.disk(Machine::FIRST, |disk| disk.fail_flushes(1));
-    failing.set(true);
-    sim.run_until(|_| life.is_finished());
     sim.crash(executor);
     let last = sim.executor(Config::small());
     sim.run_on(last, async move {
@@ -328,18 +341,7 @@ fn a_gap_that_a_failed_flush_took_is_asked_for_again() {
     let settings =
         || LogSettings { segment_bytes: batches(0..30).len() as u64, ..LogSettings::default() };
     let mut sim = Simulation::new(9, Faults::none());
-    let executor = sim.executor(Config::small());
-    let (flushed, failing) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
-    let (told, may) = (Rc::clone(&flushed), Rc::clone(&failing));
-    let life = sim.spawn_on(executor, Share::Replicate, async move {
-        let store = simulated_store().await;
-        let (log, _) = open(&store, settings()).await;
-        respond(&log, &batches(0..30), 3000).unwrap();
-        log.flush().await.unwrap();
-        told.set(true);
-        while !may.get() {
-            ring::sleep(Duration::from_millis(1)).await;
-        }
+    fail_a_flush(&mut sim, settings(), 0..30, async move |store, log| {
         respond(&log, &batch(45), 3000).unwrap();
         log.flush().await.expect_err("it fails");
         let sealed = ring::fs::exists(log.path(Kind::Seal, 0)).await.unwrap();
@@ -354,8 +356,4 @@ fn a_gap_that_a_failed_flush_took_is_asked_for_again() {
         store.close().await;
         compare(&log, 35).await;
     });
-    sim.run_until(|_| flushed.get());
-    sim.disk(Machine::FIRST, |disk| disk.fail_flushes(1));
-    failing.set(true);
-    sim.run_until(|_| life.is_finished());
 }
