@@ -3,6 +3,7 @@
 use crate::config::{Config, LinkConfig};
 use crate::host;
 use crate::kafka::Kafka;
+use crate::words::count;
 use net::Api;
 use net::control::{ControlClient, Operation, Topics};
 use serde::Serialize;
@@ -161,14 +162,20 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(out, "\nLink {}", link.link)?;
         if let Some(server) = &link.server {
             let id = link.cluster_id.as_deref().unwrap_or("without an id");
-            writeln!(out, "  ok    {server} answers: cluster {id}, {} brokers", link.brokers)?;
+            writeln!(
+                out,
+                "  ok    {server} answers: cluster {id}, {}",
+                count(link.brokers, "broker")
+            )?;
             let versions: Vec<String> =
                 link.versions.iter().map(|(api, version)| format!("{api} {version}")).collect();
             writeln!(out, "  ok    versions: {}", versions.join(", "))?;
             writeln!(
                 out,
-                "  ok    {} of {} topics match the filters, {} partitions",
-                link.topics_covered, link.topics_seen, link.partitions_covered
+                "  ok    {} of {} match the filters, {}",
+                link.topics_covered,
+                count(link.topics_seen, "topic"),
+                count(link.partitions_covered, "partition")
             )?;
         }
         for problem in &link.problems {

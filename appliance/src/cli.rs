@@ -13,7 +13,7 @@ pub use arguments::{Arguments, Command};
 
 use crate::admin::{Tune, VerbBody, Version};
 use crate::config::Config;
-use crate::controller::status::{LinkView, NodeView};
+use crate::controller::status::{LinkView, NodeView, TopicView};
 use crate::controller::{Ending, Outcome};
 use crate::states::Verb;
 use argh::FromArgs;
@@ -137,12 +137,7 @@ fn status(command: &Status) -> Result<u8, Stop> {
     let client = Client::find(command.socket.as_deref())?;
     let (_, body) = block_on(client.get("/v1/status"))?;
     let mut node: NodeView = parse(&body)?;
-    if let Some(name) = &command.link {
-        node.links.retain(|link| link.name == *name);
-        if node.links.is_empty() {
-            return Err(Stop::new(NOT_FOUND, format!("no link is called {name}")));
-        }
-    }
+    narrow(&mut node, command)?;
     match command.json {
         true => json(&node),
         false => say(&table::status(&node, client.socket())),
@@ -150,18 +145,45 @@ fn status(command: &Status) -> Result<u8, Stop> {
     Ok(DONE)
 }
 
+/// Leaves in a status what was asked for; the totals stay those of the whole link.
+fn narrow(node: &mut NodeView, command: &Status) -> Result<(), Stop> {
+    if let Some(name) = &command.link {
+        node.links.retain(|link| link.name == *name);
+        if node.links.is_empty() {
+            return Err(Stop::new(NOT_FOUND, format!("no link is called {name}")));
+        }
+    }
+    let names = topics_named(&command.topics)?;
+    let known = || node.links.iter().flat_map(|link| link.topics.iter().flatten());
+    if let Some(name) = names.iter().find(|name| !known().any(|topic| topic.name == **name)) {
+        return Err(Stop::new(NOT_FOUND, format!("no topic is called {name}")));
+    }
+    for topics in node.links.iter_mut().filter_map(|link| link.topics.as_mut()) {
+        topics.retain(|topic| names.is_empty() || names.contains(&topic.name));
+        if command.troubled {
+            for topic in topics.iter_mut() {
+                topic.partitions.iter_mut().for_each(|all| all.retain(|one| one.reason.is_some()));
+            }
+            let troubled = |topic: &TopicView| topic.partitions.iter().flatten().next().is_some();
+            topics.retain(|topic| topic.reason.is_some() || troubled(topic));
+        }
+    }
+    Ok(())
+}
+
+/// What `--topics` names; empty when it was not given.
+fn topics_named(lists: &[String]) -> Result<Vec<String>, Stop> {
+    let names = lists.iter().flat_map(|list| list.split(',')).map(|name| name.trim().to_owned());
+    let names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
+    match names.is_empty() && !lists.is_empty() {
+        true => Err(Stop::new(USAGE, "--topics names no topic")),
+        false => Ok(names),
+    }
+}
+
 fn verb(verb: Verb, arguments: &VerbArguments) -> Result<u8, Stop> {
     let client = Client::find(arguments.socket.as_deref())?;
-    let topics: Vec<String> = arguments
-        .topics
-        .iter()
-        .flat_map(|list| list.split(','))
-        .map(|topic| topic.trim().to_owned())
-        .filter(|topic| !topic.is_empty())
-        .collect();
-    if !arguments.topics.is_empty() && topics.is_empty() {
-        return Err(Stop::new(USAGE, "--topics names no topic"));
-    }
+    let topics = topics_named(&arguments.topics)?;
     let body = VerbBody {
         dry_run: arguments.dry_run,
         force: arguments.force,

@@ -14,3 +14,4 @@ pub mod kafka;
 pub mod metrics;
 pub mod reload;
 pub mod states;
+pub mod words;

@@ -222,8 +222,11 @@ impl Link {
         let before = partition.leader.replace(leader);
         let Some(Leader { broker, .. }) = leader else {
             self.detach(partition);
-            let reason = "the source names no leader for it".to_owned();
-            partition.no_leader(reason, ring::wall_ms());
+            let reason = match self.view.borrow().brokers.is_empty() {
+                true => "the source has not said yet who leads it",
+                false => "the source names no leader for it",
+            };
+            partition.no_leader(reason.to_owned(), ring::wall_ms());
             return;
         };
         let kind = self.kind(broker, partition);

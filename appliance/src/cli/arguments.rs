@@ -70,6 +70,12 @@ pub struct Status {
     /// only this link
     #[argh(positional)]
     pub link: Option<String>,
+    /// only these topics, separated by commas
+    #[argh(option)]
+    pub topics: Vec<String>,
+    /// only topics and partitions that have a reason to show
+    #[argh(switch)]
+    pub troubled: bool,
     /// answer in JSON
     #[argh(switch)]
     pub json: bool,

@@ -1,6 +1,7 @@
 //! `status` as a table: a line per link and topic, a row per partition. Unknown is `-`.
 
 use crate::controller::status::{LinkView, NodeView, PartitionView, TopicView, Totals};
+use crate::words::count;
 use std::fmt::Write;
 use std::path::Path;
 use tuning::report::bytes;
@@ -30,19 +31,19 @@ pub fn status(node: &NodeView, socket: &Path) -> String {
 fn write(out: &mut String, node: &NodeView, socket: &Path) -> std::fmt::Result {
     writeln!(
         out,
-        "node {} · understudy {} · {} shards · {}",
+        "node {} · understudy {} · {} · {}",
         node.node_id,
         node.version,
-        node.shards.len(),
+        count(node.shards.len(), "shard"),
         socket.display()
     )?;
     for shard in &node.shards {
         match (shard.memory_used_bytes, shard.memory_budget_bytes, shard.cpu_seconds) {
             (Some(used), Some(budget), Some(cpu)) => writeln!(
                 out,
-                "  shard {}: {} partitions, memory {} of {}, {cpu:.1} s CPU",
+                "  shard {}: {}, memory {} of {}, {cpu:.1} s CPU",
                 shard.shard,
-                shard.partitions.unwrap_or(0),
+                count(shard.partitions.unwrap_or(0), "partition"),
                 bytes(used),
                 bytes(budget)
             )?,
@@ -61,9 +62,10 @@ fn write(out: &mut String, node: &NodeView, socket: &Path) -> std::fmt::Result {
 fn write_link(out: &mut String, link: &LinkView, now_ms: i64) -> std::fmt::Result {
     let age = age(now_ms - link.since_ms);
     write!(out, "\nlink {} · {} for {age}", link.name, link.state)?;
-    write!(out, " · {} topics, {} partitions", link.topics_total, link.partitions_total)?;
+    let topics = count(link.topics_total, "topic");
+    write!(out, " · {topics}, {}", count(link.partitions_total, "partition"))?;
     if let Some(cluster) = &link.cluster_id {
-        write!(out, " · cluster {cluster}, {} brokers", link.brokers)?;
+        write!(out, " · cluster {cluster}, {}", count(link.brokers, "broker"))?;
     }
     writeln!(out, " · {}", summary(&link.totals))?;
     if let Some(reason) = &link.reason {
@@ -148,10 +150,10 @@ fn summary(totals: &Totals) -> String {
     parts.extend(totals.lag_seconds.map(seconds));
     parts.extend(totals.rate_bytes_per_second.map(rate));
     if totals.lag_records.is_some() && totals.lag_unknown_partitions > 0 {
-        parts.push(format!("{} partitions unknown", totals.lag_unknown_partitions));
+        parts.push(format!("{} unknown", count(totals.lag_unknown_partitions, "partition")));
     }
     if totals.troubled_partitions > 0 {
-        parts.push(format!("{} partitions in trouble", totals.troubled_partitions));
+        parts.push(format!("{} in trouble", count(totals.troubled_partitions, "partition")));
     }
     parts.join(", ")
 }

@@ -62,3 +62,58 @@ fn a_wrong_file_is_a_usage_error_with_its_line() {
     assert_eq!(stop.code, USAGE);
     assert!(stop.reason.contains("u.toml:2: node.data_dir"), "{}", stop.reason);
 }
+
+/// Of link `prod`: `orders` with a partition that follows and one that does not, `clicks` well.
+fn node() -> NodeView {
+    let totals = r#""partitions_total": 2, "lag_unknown_partitions": 0, "troubled_partitions": 0"#;
+    let partition = |number: i32, reason: &str| {
+        format!(
+            r#"{{"partition": {number}, "shard": 0, "state": "ACTIVE", "data_dir": "d"{reason}}}"#
+        )
+    };
+    let topic = |name: &str, partitions: [String; 2]| {
+        format!(
+            r#"{{"name": "{name}", "state": "ACTIVE", "since_ms": 0, {totals},
+                "partitions": [{}]}}"#,
+            partitions.join(",")
+        )
+    };
+    let well = || partition(0, "");
+    let orders = topic("orders", [well(), partition(1, r#", "reason": "bad_batch""#)]);
+    let clicks = topic("clicks", [well(), partition(1, "")]);
+    let text = format!(
+        r#"{{"version": "1", "node_id": 1, "ready": true, "now_ms": 0, "shards": [],
+            "reload_refused": [], "links": [{{"name": "prod", "state": "ACTIVE", "since_ms": 0,
+            "brokers": 1, "connections": 1, "topics_total": 2, {totals},
+            "topics": [{orders}, {clicks}]}}]}}"#
+    );
+    serde_json::from_str(&text).expect("a status")
+}
+
+/// What a status of it shows: topics and their partitions.
+fn shown(words: &[&str]) -> Result<Vec<(String, Vec<i32>)>, u8> {
+    let Ok(Command::Status(command)) = parsed(&[&["status"], words].concat()) else {
+        panic!("a status");
+    };
+    let mut node = node();
+    narrow(&mut node, &command).map_err(|stop| stop.code)?;
+    let topics = node.links.into_iter().flat_map(|link| link.topics.unwrap_or_default());
+    let numbers = |topic: &TopicView| {
+        topic.partitions.iter().flatten().map(|partition| partition.partition).collect()
+    };
+    Ok(topics.map(|topic| (topic.name.clone(), numbers(&topic))).collect())
+}
+
+#[test]
+fn a_status_can_be_narrowed() {
+    let both = || vec![0, 1];
+    let all = Ok(vec![("orders".to_owned(), both()), ("clicks".to_owned(), both())]);
+    assert_eq!(shown(&[]), all);
+    assert_eq!(shown(&["prod", "--topics", "orders, clicks"]), all);
+    assert_eq!(shown(&["--topics", "clicks"]), Ok(vec![("clicks".to_owned(), both())]));
+    assert_eq!(shown(&["--troubled"]), Ok(vec![("orders".to_owned(), vec![1])]));
+    assert_eq!(shown(&["--topics", "clicks", "--troubled"]), Ok(vec![]));
+    assert_eq!(shown(&["test"]), Err(NOT_FOUND));
+    assert_eq!(shown(&["--topics", "clicks,carts"]), Err(NOT_FOUND));
+    assert_eq!(shown(&["--topics", ","]), Err(USAGE));
+}

@@ -9,6 +9,7 @@ use super::observe;
 use super::records::{End, TopicRecord};
 use super::store::StoreError;
 use crate::states::{Answer, Decision, LinkMode, TopicState, Verb, decide_link, decide_topic};
+use crate::words::count;
 use keeping::LinkChange;
 use serde::{Deserialize, Serialize};
 use shards::control::Command;
@@ -161,7 +162,7 @@ impl Link {
                 outcome.steps = vec![
                     "write DELETED".to_owned(),
                     "close every socket to the source and every file".to_owned(),
-                    format!("the files of {} topics stay where they are", states.len()),
+                    format!("the files of {} stay where they are", count(states.len(), "topic")),
                 ];
                 if !dry_run {
                     self.set_mode(LinkMode::Deleted, Vec::new()).await?;

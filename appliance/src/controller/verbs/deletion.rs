@@ -7,6 +7,7 @@ use super::keeping::LinkChange;
 use crate::controller::link::Link;
 use crate::controller::records;
 use crate::controller::store::StoreError;
+use crate::words::count;
 
 /// Ten thousand may fail at once, for one reason: so many are named.
 const NAMED_MAX: usize = 10;
@@ -25,7 +26,7 @@ impl Link {
         };
         outcome.steps = vec![
             "write that they are being deleted".to_owned(),
-            format!("stop fetching and remove the files of {partitions} partitions"),
+            format!("stop fetching and remove the files of {}", count(partitions, "partition")),
             "forget them".to_owned(),
         ];
         if again > 0 {

@@ -13,6 +13,7 @@ use crate::controller::records::End;
 use crate::controller::store::StoreError;
 use crate::controller::wall_ms;
 use crate::states::{Answer, TopicState};
+use crate::words::count;
 
 /// With so much free, a failover needs no reserve.
 const FREE_BYTES_ENOUGH: u64 = 64 << 20;
@@ -77,7 +78,11 @@ impl Link {
             names.iter().map(|name| state.topics[name].shards.len()).sum()
         };
         outcome.steps = vec![
-            format!("stop fetching {} topics ({partitions} partitions) for good", names.len()),
+            format!(
+                "stop fetching {} ({}) for good",
+                count(names.len(), "topic"),
+                count(partitions, "partition")
+            ),
             "flush them".to_owned(),
             "write FAILING_OVER with the last offset and epoch of every partition".to_owned(),
             "write FAILED_OVER".to_owned(),
