@@ -49,6 +49,8 @@ pub(crate) struct Inner {
     pub replay: Replay,
     /// Saved side files, oldest first; one becomes the replay place once it is flushed.
     pub saved: VecDeque<Replay>,
+    /// An empty segment above the base at which the log begins after all: its files are to go.
+    pub displaced: Option<i64>,
     /// Snapshots that no segment needs.
     pub stray_snapshots: Vec<i64>,
     pub generation: u64,
@@ -253,22 +255,29 @@ impl Inner {
             next.unnamed = true;
         }
         let old = std::mem::replace(&mut self.active, next);
-        if old.received.bytes == 0 && old.file.is_none() {
-            if base < old.base {
-                // The log's first batch begins below the offset it was opened at. A flush that is
-                // under way has noted that offset, and must not vouch for it. Nor may a crash find
-                // bytes here while a checkpoint says that the log goes on further behind: they
-                // would count as flushed.
-                self.generation = self.generation.wrapping_add(1);
-                self.unplaced = true;
-                self.flushed = self.active.written;
-                self.shown_flushed = self.flushed;
-                self.replay = Replay::segment_start(base, None, false);
-            }
-            return Ok(());
+        if base < old.base {
+            self.place_below(old);
+        } else if old.received.bytes > 0 || old.file.is_some() || !self.sealed.is_empty() {
+            // Also without a record: the seal before it says that it follows.
+            self.finish(old, base);
         }
-        self.finish(old, base);
         Ok(())
+    }
+
+    /// The log's first batch begins below the offset it was opened at. A flush that is under way
+    /// has noted that offset, and must not vouch for it. Nor may a crash find bytes here while a
+    /// checkpoint says that the log goes on further behind: they would count as flushed.
+    fn place_below(&mut self, empty: Segment) {
+        assert!(empty.received.bytes == 0 && self.closing.is_empty(), "it has no batch yet");
+        let base = self.active.base;
+        self.generation = self.generation.wrapping_add(1);
+        self.unplaced = true;
+        self.flushed = self.active.written;
+        self.shown_flushed = self.flushed;
+        self.replay = Replay::segment_start(base, None, false);
+        // An empty file is what a cut, or a power loss, leaves where the log was to begin. Between
+        // the segments that come it would look like one whose records were lost.
+        self.displaced = empty.file.map(|_| empty.base);
     }
 
     /// Hands a complete segment to the background, which seals it once it is written.
@@ -385,6 +394,7 @@ impl Opened {
             flushed_epoch: self.flushed_epoch,
             replay: self.replay,
             saved: self.saved.into_iter().collect(),
+            displaced: None,
             stray_snapshots: Vec::new(),
             generation,
             damages: Vec::new(),

@@ -39,6 +39,8 @@ enum Job {
     Save,
     /// Delete a segment below the visible start.
     Delete { base: i64 },
+    /// Delete the empty segment above the place at which the log begins after all.
+    DeleteEmpty { base: i64 },
 }
 
 impl Log {
@@ -62,6 +64,7 @@ impl Log {
                 Job::Seal => self.seal_oldest().await,
                 Job::Save => self.save().await,
                 Job::Delete { base } => self.delete_segment(base).await,
+                Job::DeleteEmpty { base } => self.delete_empty(base).await,
             };
             match result {
                 Ok(()) => self.set_disk_full(false),
@@ -81,6 +84,9 @@ impl Log {
         let inner = self.inner.borrow();
         if !matches!(inner.state, LogState::Healthy) {
             return None;
+        }
+        if let Some(base) = inner.displaced {
+            return Some(Job::DeleteEmpty { base });
         }
         let delete = inner.expired.first().map(|&base| Job::Delete { base });
         if inner.disk_full && delete.is_some() {
@@ -176,7 +182,11 @@ impl Log {
             (segment.base, place, segment.file.clone(), pending, indexes, checksums, finished)
         };
         let path = self.path(Kind::Log, base);
-        let file = file.expect("a written segment has a file");
+        let file = match file {
+            Some(file) => file,
+            // Nothing came for it.
+            None => at(&path, File::open(&path, APPEND).await)?,
+        };
         at(&path, file.truncate(place.bytes).await)?;
         append_indexes(|kind| self.path(kind, base), &pending).await?;
         self.save_epochs().await?;
@@ -296,6 +306,16 @@ impl Log {
             }
         }
         self.remove_files(base).await
+    }
+
+    /// Only a flush that begins when its files are gone places the log: whatever a power loss
+    /// leaves, they do not lie beside a segment that was begun below them.
+    async fn delete_empty(&self, base: i64) -> Result<(), LogError> {
+        self.remove_files(base).await?;
+        self.inner.borrow_mut().displaced = None;
+        self.mark_dirty();
+        self.volume().flush_soon();
+        Ok(())
     }
 
     /// Removes a segment's files. Its seal goes first: a seal whose segment is missing is damage.

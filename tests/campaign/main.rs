@@ -42,12 +42,13 @@ use tally::Tally;
 /// failed flush left readable, told to be flushed by the process after it; a last batch that was
 /// turned on its way to be compared, and passed for divergence; a cut that damage stood in the way
 /// of; a gap that a failed flush took, at whose end the log went on; a torn first segment that
-/// passed for flushed; a base offset that no segment holds; a flush that a stop cut short.
+/// passed for flushed; a base offset that no segment holds; a flush that a stop cut short; an empty
+/// segment that was sealed behind one begun below it.
 const FOUND: &[u64] = &[
     1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076, 40085,
     40132, 60183, 20167, 20330, 20343, 70337, 70456, 80296, 101136, 101891, 102163, 102236, 102695,
     104210, 105882, 106921, 107296, 108552, 104682, 108619, 107775, 110161, 111162, 113389, 113681,
-    113959, 130858, 130863, 132389, 140468,
+    113959, 130858, 130863, 132389, 140468, 161533,
 ];
 
 /// How long the plain command runs.

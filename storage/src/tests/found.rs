@@ -357,3 +357,83 @@ fn a_gap_that_a_failed_flush_took_is_asked_for_again() {
         compare(&log, 35).await;
     });
 }
+
+/// The bases of the segments that a log has files of.
+async fn bases(log: &Log) -> Vec<i64> {
+    let entries = ring::fs::read_dir(log.folder()).await.unwrap();
+    let parsed = entries.iter().filter_map(|entry| crate::names::parse_file(entry.name.to_str()?));
+    let mut bases: Vec<i64> =
+        parsed.filter(|(_, kind)| *kind == Kind::Log).map(|(base, _)| base).collect();
+    bases.sort_unstable();
+    bases
+}
+
+/// A log that was cut back to nothing has an empty file at 12, and its first batch then begins at
+/// 10. The empty file has no place in the log, whenever the power goes.
+#[test]
+fn an_empty_segment_goes_before_the_first_batch_begins_below_it() {
+    let settings = || LogSettings { start_offset_if_new: 12, segment_bytes: 10_000, ..settings() };
+    let piece = |base| Shape { records: 5, body: 4000, ..Shape::at(base) }.bytes();
+    let (mut began, mut seals) = (0, 0);
+    for seed in 1..150 {
+        let mut sim = Simulation::new(seed, Faults::default());
+        let executor = live(&mut sim, async move {
+            let store = simulated_store().await;
+            let (log, _) = open(&store, settings()).await;
+            respond(&log, &piece(12), 1000).unwrap();
+            log.flush().await.unwrap();
+            log.truncate_to(14).await.unwrap();
+            assert_eq!((log.positions().received.0.offset, bases(&log).await), (12, vec![12]));
+            let more: Vec<u8> = (10..60).step_by(5).flat_map(piece).collect();
+            respond(&log, &more, 3000).unwrap();
+            (store, log)
+        });
+        sim.run_for(Duration::from_micros(seed * 400));
+        sim.crash(executor);
+        let last = sim.executor(Config::small());
+        let (found, sealed) = sim.run_on(last, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, settings()).await;
+            assert_eq!(recovered.corrupt, None, "seed {seed}");
+            let end = recovered.positions.received.0.offset;
+            let next = if end == 12 { 10 } else { end };
+            let more: Vec<u8> = (next..70).step_by(5).flat_map(piece).collect();
+            respond(&log, &more, 3000).unwrap();
+            assert_eq!(log.flush().await.unwrap().flushed.0.offset, 70);
+            store.close().await;
+            assert_eq!(bases(&log).await, [10, 20, 30, 40, 50, 60], "seed {seed}");
+            let seals = ring::fs::read_dir(log.seal_folder()).await.unwrap().len();
+            (end, seals)
+        });
+        began += u32::from((15..60).contains(&found));
+        seals += sealed;
+    }
+    assert!(began > 0, "no power loss came while the first segments were being written");
+    assert_eq!(seals, 149 * 5);
+}
+
+/// A power loss took the first records behind a sealed segment, and by now the source's next lie
+/// too far off for the segment that was to begin there. It stays in the chain, without records.
+#[test]
+fn a_segment_that_nothing_came_for_is_no_hole() {
+    let settings =
+        || LogSettings { segment_bytes: batches(0..30).len() as u64, ..LogSettings::default() };
+    let far = 30 + (1 << 32);
+    let mut sim = Simulation::new(9, Faults::none());
+    fail_a_flush(&mut sim, settings(), 0..30, async move |store, log| {
+        respond(&log, &batch(30), 3000).unwrap();
+        log.flush().await.expect_err("it fails");
+        let _ = log.close().await;
+        let (log, _) = open(&store, settings()).await;
+        let base = log.inner.borrow().active.base;
+        assert_eq!((base, bases(&log).await), (30, vec![0]));
+        respond(&log, &batch(far), 3000).unwrap();
+        log.flush().await.unwrap();
+        let _ = log.close().await;
+        let (log, recovered) = open(&store, settings()).await;
+        assert_eq!(recovered.corrupt, None);
+        assert_eq!(log.positions().received.0.offset, far + 1);
+        assert_eq!(bases(&log).await, [0, 30, far]);
+        store.close().await;
+    });
+}
