@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,10 +19,16 @@ use crate::time::Instant;
 use crate::timer::{TimerKey, Timers};
 use crate::uring::Uring;
 
+mod current;
 mod flights;
 mod inbox;
+mod join;
 mod tasks;
 
+pub(crate) use current::{cancel_timer, close, leave_line, orphan, wake, with_current};
+pub use join::{Task, spawn};
+
+use current::CURRENT;
 use flights::{Ended, Flights};
 use inbox::Inbox;
 use tasks::{TaskFuture, Tasks};
@@ -144,10 +149,6 @@ pub(crate) struct Executor {
 
 static SERIALS: AtomicU64 = AtomicU64::new(0);
 
-thread_local! {
-    static CURRENT: RefCell<Option<Rc<Executor>>> = const { RefCell::new(None) };
-}
-
 /// Runs `root` on a real ring on this thread, until it ends; then stops every other task and waits
 /// for the operations the kernel still holds.
 ///
@@ -174,24 +175,6 @@ pub fn run<T: 'static>(config: Config, root: impl Future<Output = T> + 'static) 
     })
 }
 
-/// Starts a task.
-///
-/// # Panics
-/// Outside an executor.
-pub fn spawn<T: 'static>(share: Share, future: impl Future<Output = T> + 'static) -> Task<T> {
-    let join = Rc::new(Join { value: Cell::new(None), waker: Cell::new(None) });
-    let theirs = Rc::clone(&join);
-    let future = Box::pin(async move {
-        let value = future.await;
-        theirs.value.set(Some(value));
-        if let Some(waker) = theirs.waker.take() {
-            waker.wake();
-        }
-    });
-    let (serial, id) = with_current(|executor| (executor.serial, executor.spawn(share, future)));
-    Task { id: Some(id), serial, join }
-}
-
 /// Lets others run.
 pub async fn yield_now() {
     let mut yielded = false;
@@ -216,126 +199,6 @@ pub fn stats() -> Stats {
 /// CPU time this thread has used, user and system.
 pub fn thread_cpu() -> Duration {
     crate::uring::thread_cpu()
-}
-
-/// A running task and, awaited, its value. Dropping it stops the task; [`Task::detach`] lets it
-/// run.
-#[must_use = "dropping a task stops it"]
-pub struct Task<T> {
-    id: Option<TaskId>,
-    serial: u64,
-    join: Rc<Join<T>>,
-}
-
-struct Join<T> {
-    value: Cell<Option<T>>,
-    waker: Cell<Option<Waker>>,
-}
-
-impl<T> Task<T> {
-    /// Lets the task run on by itself.
-    pub fn detach(mut self) {
-        self.id = None;
-    }
-
-    /// Whether the value is there.
-    pub fn is_finished(&self) -> bool {
-        let value = self.join.value.take();
-        let finished = value.is_some();
-        self.join.value.set(value);
-        finished
-    }
-
-    pub(crate) fn take(&self) -> Option<T> {
-        self.join.value.take()
-    }
-}
-
-impl<T> Future for Task<T> {
-    type Output = T;
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        match self.join.value.take() {
-            Some(value) => Poll::Ready(value),
-            None => {
-                self.join.waker.set(Some(context.waker().clone()));
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        if let Some(id) = self.id {
-            try_with(self.serial, |executor| executor.cancel_task(id));
-        }
-    }
-}
-
-impl<T> std::fmt::Debug for Task<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Task({:?})", self.id)
-    }
-}
-
-/// Calls into the executor this thread runs.
-pub(crate) fn with_current<R>(call: impl FnOnce(&Executor) -> R) -> R {
-    try_with_current(call).expect("called on a thread that runs no executor")
-}
-
-fn try_with_current<R>(call: impl FnOnce(&Executor) -> R) -> Option<R> {
-    CURRENT.try_with(|current| current.borrow().as_deref().map(call)).ok().flatten()
-}
-
-/// Wakes a task from any thread.
-pub(crate) fn wake(task: TaskId) {
-    let local = try_with_current(|executor| {
-        let mine = executor.id == task.executor;
-        if mine {
-            executor.wake_local(task);
-        }
-        mine
-    });
-    if local != Some(true)
-        && let Some(inbox) = Inbox::of(task.executor)
-        && let Some(bell) = inbox.push(task)
-    {
-        // From ring to ring without a system call of its own, if this thread has a ring at hand.
-        if try_with_current(|executor| executor.wake_other(bell)) != Some(true) {
-            bell.ring();
-        }
-    }
-}
-
-/// Closes a descriptor, by the current executor's driver if it is of its kind.
-pub(crate) fn close(descriptor: i32, simulated: bool) {
-    let closed = try_with_current(|executor| {
-        let mine = executor.simulated == simulated;
-        if mine {
-            executor.driver.borrow_mut().close(descriptor);
-        }
-        mine
-    });
-    if closed != Some(true) && !simulated {
-        crate::uring::close_descriptor(descriptor);
-    }
-}
-
-/// Calls into the current executor if it is that one.
-fn try_with<R>(serial: u64, call: impl FnOnce(&Executor) -> R) -> Option<R> {
-    try_with_current(|executor| (executor.serial == serial).then(|| call(executor))).flatten()
-}
-
-pub(crate) fn orphan(serial: u64, token: Token) {
-    try_with(serial, |executor| executor.orphan(token));
-}
-
-pub(crate) fn leave_line(serial: u64, ticket: u64) {
-    try_with(serial, |executor| executor.flights.borrow_mut().leave(ticket));
-}
-
-pub(crate) fn cancel_timer(serial: u64, key: TimerKey) {
-    try_with(serial, |executor| executor.timers.borrow_mut().cancel(key));
 }
 
 impl Executor {
