@@ -165,6 +165,13 @@ pub struct Fetcher {
     placement: u64,
 }
 
+impl Drop for Fetcher {
+    /// Nobody follows changes any more: a partition among them points back to where they stand.
+    fn drop(&mut self) {
+        self.shared.changes.take();
+    }
+}
+
 impl Fetcher {
     pub fn new(link: Rc<Link>, shared: Rc<FetcherShared>) -> Self {
         Self {

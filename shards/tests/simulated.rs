@@ -103,6 +103,25 @@ fn answers_are_allowed_no_more_than_is_reserved_for_them() {
     assert!(peak <= memory_bytes / 4 * 3, "{peak} bytes were asked for, reserved are fewer");
 }
 
+/// At any moment: when its fetcher has been given a partition while an answer for another arrives,
+/// in the midst of that answer, when a write is under way.
+#[test]
+fn a_shard_that_is_killed_leaves_no_memory_behind() {
+    for steps in 0..60 {
+        let topics = [topic("orders", 1, 20), topic("bills", 1, 20)];
+        let mut world = World::new(Faults::none(), &topics, settings(), 16 << 20);
+        world.until_caught_up(MINUTE);
+        let orders = || Some(vec!["orders".into()]);
+        world.ask(|reply| Command::Pause { link: "prod".into(), topics: orders(), reply });
+        world.cluster.append("bills", 0, 20).expect("appends");
+        (0..steps).for_each(|_| assert!(world.sim.step()));
+        world.resume("orders");
+        (0..4).for_each(|_| assert!(world.sim.step()));
+        world.sim.kill(world.executor);
+        assert_eq!(world.sim.arenas_of_the_dead(), 0, "after {steps} steps");
+    }
+}
+
 #[test]
 fn a_failed_log_is_opened_again_when_its_time_has_come() {
     let mut world = with_a_failed_log();

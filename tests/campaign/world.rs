@@ -315,7 +315,10 @@ impl World {
         self.shards.clear();
         self.forget_orders();
         self.events = None;
-        Ok(())
+        match self.sim.arenas_of_the_dead() {
+            0 => Ok(()),
+            held => Err(format!("{held} dead processes still hold memory")),
+        }
     }
 
     /// Lets time pass in small steps, control having its turn in between.

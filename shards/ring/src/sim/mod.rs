@@ -50,7 +50,7 @@
 //! - How long anything really takes.
 
 use std::future::Future;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +107,7 @@ pub struct Simulation {
 
 struct Seat {
     executor: Option<Rc<Executor>>,
+    arena: Weak<Arena>,
     paused_until: Instant,
 }
 
@@ -148,9 +149,12 @@ impl Simulation {
         let driver = Box::new(SimDriver::new(Rc::clone(&self.world), id));
         let arena = arena.expect("memory for an arena");
         let bell = Arc::new(SilentBell);
-        let executor = Executor::new(driver, arena, config.operations_max, bell);
-        let paused_until = Instant::default();
-        self.executors.push(Seat { executor: Some(executor), paused_until });
+        let seat = Seat {
+            arena: Rc::downgrade(&arena),
+            executor: Some(Executor::new(driver, arena, config.operations_max, bell)),
+            paused_until: Instant::default(),
+        };
+        self.executors.push(seat);
         id
     }
 
@@ -346,6 +350,13 @@ impl Simulation {
     /// Whether an executor is alive.
     pub fn is_alive(&self, which: ExecutorId) -> bool {
         self.executors[which.0].executor.is_some()
+    }
+
+    /// How many dead executors' arenas are still there: handles of their memory are in the hands of
+    /// the caller, or leaked. A dead process holds no memory.
+    pub fn arenas_of_the_dead(&self) -> usize {
+        let held = |seat: &&Seat| seat.executor.is_none() && seat.arena.strong_count() > 0;
+        self.executors.iter().filter(held).count()
     }
 
     /// Files and sockets an executor holds open.

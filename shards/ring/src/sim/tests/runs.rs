@@ -111,6 +111,18 @@ fn executors_of_one_world_talk_through_any_channel() {
 }
 
 #[test]
+fn memory_that_outlives_its_process_is_noticed() {
+    let mut sim = Simulation::new(5, Faults::none());
+    let shard = sim.executor(tiny());
+    let held = sim.run_on(shard, async { lease(4096, Class::Control).await });
+    assert_eq!(sim.arenas_of_the_dead(), 0, "nobody is dead");
+    sim.kill(shard);
+    assert_eq!(sim.arenas_of_the_dead(), 1);
+    drop(held);
+    assert_eq!(sim.arenas_of_the_dead(), 0);
+}
+
+#[test]
 fn a_pending_reads_memory_holds_no_sense() {
     let mut sim = Simulation::new(11, Faults::none());
     sim.disk(Machine::FIRST, |disk| disk.write_file("/data", &[9; 4096])).expect("room");
