@@ -23,7 +23,7 @@ use tests::process::Process;
 use crate::Outcome;
 use crate::cli::Options;
 use crate::folder::Folder;
-use crate::process::{Cpu, compiler_cpu_of, cpu_of, io_of, peak_resident_bytes_of};
+use crate::process::{Cpu, cpu_of, io_of, peak_resident_bytes_of, threads_cpu_of};
 use crate::replica::{self, Replica, Window};
 
 /// Partitions of the topic.
@@ -39,10 +39,12 @@ const FOLLOWER: usize = 2;
 /// What one of them may take: with less than a hundredth of a quiet machine they end.
 const LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(10);
+/// Of so little a partition a fetch brings one batch and no more (KIP-74).
+const SMALL_FETCH_BYTES: u64 = 1 << 10;
 /// The source is warm when it spends less than this on compiling for each reader, CPU-s/GiB, or
-/// has been read so often.
-const COMPILING_MAX: f64 = 0.05;
-const WARMING_ROUNDS_MAX: usize = 8;
+/// has been read so often by both.
+const COMPILING_MAX: f64 = 0.02;
+const WARMING_ROUNDS_MAX: usize = 3;
 /// What Kafka's own start script gives a JVM.
 const JAVA: [&str; 4] =
     ["-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35"];
@@ -80,17 +82,44 @@ pub struct Span {
     /// CPU of each process watched.
     pub cpu: Vec<Cpu>,
     /// CPU of the source.
-    pub source_cpu: Cpu,
-    /// What of it went into compiling its own code, seconds.
-    pub source_compiling: f64,
+    pub source: BrokerCpu,
+}
+
+/// CPU time of a broker by what its threads do, seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct BrokerCpu {
+    /// All of it.
+    pub total: f64,
+    /// Threads that serve requests: of the network, of the log.
+    pub serving: f64,
+    /// What went into compiling its own code.
+    pub compiling: f64,
+}
+
+impl BrokerCpu {
+    fn of(id: u32) -> Outcome<BrokerCpu> {
+        Ok(BrokerCpu {
+            total: cpu_of(id)?.total,
+            serving: threads_cpu_of(id, &["data-plane-kafk"])?,
+            compiling: threads_cpu_of(id, &["C1 CompilerThre", "C2 CompilerThre"])?,
+        })
+    }
+
+    fn since(self, earlier: BrokerCpu) -> BrokerCpu {
+        BrokerCpu {
+            total: self.total - earlier.total,
+            serving: self.serving - earlier.serving,
+            // A compiler's thread that has ended takes its count with it.
+            compiling: (self.compiling - earlier.compiling).max(0.0),
+        }
+    }
 }
 
 struct Moment {
     at: Instant,
     bytes: u64,
     cpu: Vec<Cpu>,
-    source_cpu: Cpu,
-    source_compiling: f64,
+    source: BrokerCpu,
 }
 
 impl Moment {
@@ -99,9 +128,7 @@ impl Moment {
             bytes: later.bytes - self.bytes,
             seconds: (later.at - self.at).as_secs_f64(),
             cpu: self.cpu.iter().zip(&later.cpu).map(|(a, b)| b.since(*a)).collect(),
-            source_cpu: later.source_cpu.since(self.source_cpu),
-            // A compiler's thread that has ended takes its count with it.
-            source_compiling: (later.source_compiling - self.source_compiling).max(0.0),
+            source: later.source.since(self.source),
         }
     }
 }
@@ -164,22 +191,24 @@ impl<'a> Peers<'a> {
         !self.memory.0.starts_with(&self.options.folder)
     }
 
-    /// Lets those that only read it do so until the source's JVM has compiled what serving them
-    /// takes: it runs for minutes here and for months elsewhere. Compiling is a matter of how many
-    /// requests came, and they ask little and get much. What the source spent for the product and
-    /// the consumer in each round, CPU-s/GiB.
+    /// Lets the source serve until its JVM has compiled what that takes: it runs for minutes here
+    /// and for months elsewhere. Compiling is a matter of how many requests came, and those that
+    /// are measured ask little and get much, so that first all is read in small pieces; then both
+    /// that only read do so in turn. What the source spent for the product and the consumer in
+    /// each round, CPU-s/GiB.
     ///
     /// # Errors
     /// One of them fails.
     pub fn warm(&self) -> Outcome<Vec<[f64; 2]>> {
+        self.consume(SMALL_FETCH_BYTES)?;
         let mut rounds = Vec::new();
         let most = self.options.unless_quick(WARMING_ROUNDS_MAX, 1);
         while rounds.len() < most {
             let spans = [self.understudy()?.warm, self.consumer()?.warm];
             let gib = spans.each_ref().map(|span| span.bytes as f64 / replica::GIB);
-            rounds.push([0, 1].map(|reader| spans[reader].source_cpu.total / gib[reader]));
+            rounds.push([0, 1].map(|reader| spans[reader].source.total / gib[reader]));
             let is_warm =
-                |reader: usize| spans[reader].source_compiling / gib[reader] <= COMPILING_MAX;
+                |reader: usize| spans[reader].source.compiling / gib[reader] <= COMPILING_MAX;
             if is_warm(0) && is_warm(1) {
                 break;
             }
@@ -280,11 +309,16 @@ impl<'a> Peers<'a> {
     /// # Errors
     /// It fails.
     pub fn consumer(&self) -> Outcome<Taken> {
+        self.consume(FETCH_BYTES)
+    }
+
+    /// The same, asking for so much of a partition at a time.
+    fn consume(&self, fetch_bytes: u64) -> Outcome<Taken> {
         let mut command = kafka::java(&self.installed.kafka(install::KAFKA), &java("512m"));
         let (servers, records) = (self.cluster.bootstrap(), self.records.to_string());
         command.arg("org.apache.kafka.tools.ConsumerPerformance");
         command.args(["--bootstrap-server", &servers, "--topic", TOPIC, "--num-records", &records]);
-        command.args(["--fetch-size", &FETCH_BYTES.to_string(), "--timeout", "60000"]);
+        command.args(["--fetch-size", &fetch_bytes.to_string(), "--timeout", "60000"]);
         command.args(["--show-detailed-stats", "--hide-header", "--reporting-interval", "50"]);
         let log = self.options.folder.join("consumer.log");
         let mut consumer = Process::start("ConsumerPerformance", &mut command, &log, false)?;
@@ -317,8 +351,7 @@ impl<'a> Peers<'a> {
         let source = self.cluster.process_id(LEADER).ok_or("the source does not run")?;
         let moment = |bytes: u64| -> Outcome<Moment> {
             let cpu: Outcome<Vec<Cpu>> = processes.iter().map(|id| cpu_of(*id)).collect();
-            let (source_cpu, source_compiling) = (cpu_of(source)?, compiler_cpu_of(source)?);
-            Ok(Moment { at: Instant::now(), bytes, cpu: cpu?, source_cpu, source_compiling })
+            Ok(Moment { at: Instant::now(), bytes, cpu: cpu?, source: BrokerCpu::of(source)? })
         };
         let begun = Instant::now();
         let mut peaks = vec![0; processes.len()];

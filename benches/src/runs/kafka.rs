@@ -3,6 +3,8 @@
 //! Kafka and MirrorMaker 2 are fetched through Maven when they are not there yet: only this bench
 //! does so, and only when it is asked for.
 
+use std::fs;
+
 use super::Bench;
 use crate::Outcome;
 use crate::cli::Options;
@@ -23,11 +25,13 @@ pub const BENCH: Bench = Bench {
 
 const WHOLE: &str = "CPU-s/GiB, whole run";
 const SOURCE: &str = "CPU-s/GiB of its source";
+const SERVING: &str = "of it serving";
 const COMPILING: &str = "of it compiling";
+const BOTH: &str = "CPU-s/GiB with its source";
 const PEAK: &str = "peak MiB";
 
 /// How often those that only read are measured in each run: a second each is soon disturbed.
-const READS: usize = 3;
+const READS: usize = 9;
 
 /// Who is measured, in turn.
 const UNDERSTUDY: usize = 0;
@@ -43,10 +47,12 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     progress.next("filling a Kafka 4.3.1");
     let peers = Peers::start(options, bytes)?;
     let place = if peers.in_memory() { "in memory (tmpfs)" } else { "on the disk measured" };
+    let congestion_control = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?;
+    let congestion_control = congestion_control.trim_end();
     let load = format!(
         "{} MiB of log in {PARTITIONS} partitions, records of {VALUE_BYTES} B in batches of \
-         {} KiB, uncompressed, at a broker of Kafka 4.3.1 whose data lies {place}; loopback; \
-         all share the {} cores",
+         {} KiB, uncompressed, at a broker of Kafka 4.3.1 whose data lies {place}; loopback with \
+         {congestion_control}; all share the {} cores",
         peers.bytes() >> 20,
         BATCH_BYTES >> 10,
         core_affinity::get_core_ids().map_or(1, |cores| cores.len())
@@ -56,11 +62,15 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     progress.next("warming the source");
     let warming = peers.warm()?;
     for _ in 0..options.runs {
-        for _ in 0..reads {
-            progress.next("the consumer");
-            push(&mut rows[CONSUMER], &peers.consumer()?, 0);
-            progress.next("understudy");
-            push(&mut rows[UNDERSTUDY], &peers.understudy()?, 0);
+        for round in 0..reads {
+            // Who comes second finds what the first left: caches, memory, a collector's debts.
+            let order = [[CONSUMER, UNDERSTUDY], [UNDERSTUDY, CONSUMER]][round % 2];
+            for reader in order {
+                let is_product = reader == UNDERSTUDY;
+                progress.next(if is_product { "understudy" } else { "the consumer" });
+                let taken = if is_product { peers.understudy()? } else { peers.consumer()? };
+                push(&mut rows[reader], &taken, 0);
+            }
         }
         progress.next("the follower");
         push(&mut rows[FOLLOWER], &peers.follower()?, 0);
@@ -71,31 +81,44 @@ fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     }
     progress.end();
     judge(&mut report, &rows)?;
+    report.notes = notes(&rows, &warming)?;
     report.rows = rows.into();
-    report.notes.push(
-        "rates and CPU are of the second half of the bytes, when JVMs have compiled most of their \
-         code; the whole run counts from the first hundredth to the last byte, without the start \
-         of a process; a source's CPU is what its broker spent meanwhile"
-            .into(),
-    );
+    report.busy[1] = load_average();
+    Ok(report)
+}
+
+/// What a reader must know.
+fn notes(rows: &[Row; 5], warming: &[[f64; 2]]) -> Outcome<Vec<String>> {
     let of = |reader: usize| {
         let rounds = warming.iter().map(|round| format!("{:.2}", round[reader]));
         rounds.collect::<Vec<_>>().join(", ")
     };
-    report.notes.push(format!(
-        "before, the source was read by understudy and the consumer in turn until its JVM compiled \
-         hardly any more: its CPU-s/GiB were {} for understudy and {} for the consumer",
-        of(UNDERSTUDY),
-        of(1)
-    ));
-    report.notes.push(
+    Ok(vec![
+        "rates and CPU are of the second half of the bytes, when JVMs have compiled most of their \
+         code; the whole run counts from the first hundredth to the last byte, without the start \
+         of a process; a source's CPU is what its broker spent meanwhile, and of it serving what \
+         its network threads and request handlers did"
+            .into(),
+        format!(
+            "before, the source answered requests for a batch each until all was read, and was \
+             then read by understudy and the consumer in turn until its JVM compiled hardly any \
+             more: its CPU-s/GiB were {} for understudy and {} for the consumer",
+            of(0),
+            of(1)
+        ),
+        format!(
+            "round by round the source spent {} × for understudy what it spent for the consumer",
+            round_by_round(rows)?
+        ),
+        "over loopback whoever sends does the receiver's protocol work, too, unless the receiver \
+         is at the socket in that moment: what a source spends here depends on how its reader \
+         waits, so both together stand beside it"
+            .into(),
         "before each that writes, as much page cache as it needs was written and freed; copies of \
          understudy and the follower were compared with the source byte for byte, MirrorMaker's \
          and the consumer's records were counted; the idle follower runs beside the others"
             .into(),
-    );
-    report.busy[1] = load_average();
-    Ok(report)
+    ])
 }
 
 fn rows() -> [Row; 5] {
@@ -119,8 +142,11 @@ fn push(row: &mut Row, taken: &Taken, process: usize) {
     let warm = &taken.warm;
     row.push(RATE, warm.bytes as f64 / GIB / warm.seconds);
     push_cpu(row, taken, process);
-    row.push(SOURCE, per_gib(warm.source_cpu, warm));
-    row.push(COMPILING, warm.source_compiling / (warm.bytes as f64 / GIB));
+    let gib = warm.bytes as f64 / GIB;
+    row.push(SOURCE, warm.source.total / gib);
+    row.push(SERVING, warm.source.serving / gib);
+    row.push(COMPILING, warm.source.compiling / gib);
+    row.push(BOTH, (warm.source.total + warm.cpu[process].total) / gib);
 }
 
 fn push_cpu(row: &mut Row, taken: &Taken, process: usize) {
@@ -133,6 +159,16 @@ fn per_gib(cpu: Cpu, span: &Span) -> f64 {
     cpu.total / (span.bytes as f64 / GIB)
 }
 
+/// What the source spent for the product over what it spent for the consumer just before.
+fn round_by_round(rows: &[Row; 5]) -> Outcome<String> {
+    let [ours, theirs] = [UNDERSTUDY, CONSUMER].map(|row| rows[row].sample(SOURCE));
+    let (Some(ours), Some(theirs)) = (ours, theirs) else {
+        return Err("the source was not measured".into());
+    };
+    let ratios = ours.0.iter().zip(&theirs.0).map(|(ours, theirs)| format!("{:.2}", ours / theirs));
+    Ok(ratios.collect::<Vec<_>>().join(", "))
+}
+
 fn judge(report: &mut Report, rows: &[Row; 5]) -> Outcome {
     let ours = rows[UNDERSTUDY].median(CPU)?;
     let mirror = (rows[MIRROR].median(CPU)? + rows[TARGET].median(CPU)?) / ours;
@@ -141,9 +177,15 @@ fn judge(report: &mut Report, rows: &[Row; 5]) -> Outcome {
     report.state(name, mirror, Some(Goal::AtLeast(50.0)));
     let name = "× the bytes per CPU-second of Kafka's follower, warm";
     report.state(name, follower, Some(Goal::AtLeast(12.0)));
-    let source = rows[UNDERSTUDY].median(SOURCE)? / rows[CONSUMER].median(SOURCE)?;
+    let to_consumer = |unit: &str| -> Outcome<f64> {
+        Ok(rows[UNDERSTUDY].median(unit)? / rows[CONSUMER].median(unit)?)
+    };
     let name = "× the CPU per GiB at the source: understudy against the consumer";
-    report.state(name, source, Some(Goal::AtMost(1.0)));
+    report.state(name, to_consumer(SOURCE)?, Some(Goal::AtMost(1.0)));
+    let name = "× the same, threads that serve requests alone";
+    report.state(name, to_consumer(SERVING)?, None);
+    let name = "× the same, source and reader together";
+    report.state(name, to_consumer(BOTH)?, None);
     report.panels = vec![
         Panel { unit: CPU.into(), line: None },
         Panel { unit: RATE.into(), line: None },
