@@ -18,6 +18,7 @@ pub mod seeds;
 mod appliance;
 mod canonical;
 mod net;
+mod open;
 mod storage;
 mod store;
 
@@ -56,6 +57,7 @@ pub const TARGETS: &[Target] = &[
     target("checkpoint", storage::checkpoint),
     target("seal", storage::seal),
     target("recovery", storage::recovery),
+    Target { mutations: 500, ..target("open", open::open) },
     target("records", store::records),
     Target { mutations: 200, ..target("store", store::store) },
     Target { mutations: 5000, ..target("configuration", appliance::configuration) },

@@ -3,7 +3,7 @@
 mod disk;
 mod wire;
 
-pub use disk::plain_batch;
+pub use disk::{batch_of_epoch, plain_batch};
 
 use crate::Target;
 use ::appliance::controller::records::{End, LinkRecord, TopicRecord, set_link, set_topic};
@@ -34,6 +34,7 @@ pub fn of(target: &Target) -> Vec<Vec<u8>> {
         "checkpoint" => disk::checkpoints(),
         "seal" => disk::seals(),
         "recovery" => disk::recoveries(),
+        "open" => disk::folders(),
         "records" => vec![stored_records(), Vec::new()],
         "store" => store_changes(),
         "configuration" => texts(CONFIGURATIONS),

@@ -16,7 +16,7 @@ use ::storage::seal::{Seal, SealBuilder};
 use ::storage::{crc, names};
 
 /// Puts the checksums of the batches right whose lengths make sense, and returns the bytes.
-fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let mut at = 0;
     while let Some(head) = bytes.get(at..at + MAGIC_AT + 1) {
@@ -41,7 +41,7 @@ fn with_checksums(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Puts a checksum right that covers all behind it.
-fn with_checksum(bytes: &[u8], at: usize, of: fn(&[u8]) -> u32, big_endian: bool) -> Vec<u8> {
+pub fn with_checksum(bytes: &[u8], at: usize, of: fn(&[u8]) -> u32, big_endian: bool) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     if bytes.len() >= at + 4 {
         let crc = of(&bytes[at + 4..]);

@@ -124,6 +124,11 @@ pub fn plain_batch(offset: i64) -> Vec<u8> {
     batch(offset, 1, 0, 0, b"record")
 }
 
+/// The same, of a leader's epoch.
+pub fn batch_of_epoch(offset: i64, epoch: i32) -> Vec<u8> {
+    batch(offset, 1, epoch, 0, b"record")
+}
+
 pub fn producers() -> Vec<Vec<u8>> {
     let mut producers = Producers::default();
     let mut seeds = vec![[&[0][..], &producers.encode()].concat()];
@@ -203,6 +208,50 @@ fn seal_at(base: i64) -> Seal {
 pub fn seals() -> Vec<Vec<u8>> {
     let empty = Seal { strides: Vec::new(), ..seal_at(7) };
     vec![[&[0][..], &seal_at(0).encode()].concat(), [&[0][..], &empty.encode()].concat()]
+}
+
+/// As `open` reads them: flags, then files.
+pub fn folders() -> Vec<Vec<u8>> {
+    let (log, old) = (log(), old_log());
+    let next = [batch(12, 2, 2, 0, &[2; 40]), batch(14, 1, 3, 0, &[3; 300])].concat();
+    let prepared = [&log[..], &[0; 700]].concat();
+    let torn = &log[..log.len() - 5];
+    let epochs = b"0\n2\n0 0\n2 9\n";
+    let snapshot = producers().pop().unwrap_or_default();
+    let index = OffsetEntry { relative_offset: 3.into(), position: 70.into() };
+    let time = TimeEntry { timestamp: 1003.into(), relative_offset: 3.into() };
+    let checkpoint = checkpoint_of(1).encode();
+    let segment = |base: i64, bytes: &[u8]| (0, base, bytes.to_vec());
+    let side = [
+        (1, 0, index.as_bytes().to_vec()),
+        (2, 0, time.as_bytes().to_vec()),
+        (6, 0, epochs.to_vec()),
+        (4, 12, snapshot.get(1..).unwrap_or_default().to_vec()),
+    ];
+    let two = [segment(0, &log), segment(12, &next)];
+    let folder = |flags: u8, files: &[(u8, i64, Vec<u8>)]| {
+        let mut seed = vec![flags, files.len() as u8];
+        for (which, base, bytes) in files {
+            seed.push(*which);
+            seed.extend(base.to_be_bytes());
+            seed.extend(run(bytes));
+        }
+        seed
+    };
+    vec![
+        folder(0, &[]),
+        folder(0, &[segment(0, &log)]),
+        folder(8, &[segment(0, &prepared)]),
+        folder(1, &[segment(0, torn)]),
+        folder(0, &[segment(0, &old)]),
+        folder(16, &two),
+        folder(32, &two),
+        folder(48, &[&two[..], &side].concat()),
+        folder(8, &[&two[..1], &side].concat()),
+        folder(20, &[&two[..1], &[(5, 0, seal_at(0).encode()), (8, 0, checkpoint)]].concat()),
+        folder(0, &[segment(0, &log), (9, 0, vec![0; 100]), (10, 0, plain_batch(3))]),
+        folder(4, &[segment(1 << 40, &batch(1 << 40, 1, 5, 0, b"far"))]),
+    ]
 }
 
 /// As `recovery` reads them: flags, slot, segments, where an empty log begins, scans.
