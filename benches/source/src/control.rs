@@ -259,6 +259,10 @@ pub(crate) fn list_offsets(
                 Ok(log) => offset_for(log, timestamp, version),
                 Err(error) => Err(error),
             };
+            let found = found.map(|(time, offset, epoch)| {
+                let lie = offset_lie(state, broker, name, partition, timestamp);
+                (time, lie.unwrap_or(offset), epoch)
+            });
             let answer = ListOffsetsPartitionResponse::default().with_partition_index(partition);
             partitions.push(match found {
                 Ok((timestamp, offset, epoch)) => answer
@@ -274,6 +278,26 @@ pub(crate) fn list_offsets(
     }
     encode(response, &ListOffsetsResponse::default().with_topics(topics), version);
     Ok(())
+}
+
+/// What a fault makes of the offset that is asked for; counted.
+fn offset_lie(
+    state: &mut State,
+    broker: usize,
+    name: &str,
+    partition: i32,
+    timestamp: i64,
+) -> Option<i64> {
+    let lie = |fault: &Fault| match (timestamp, fault) {
+        (EARLIEST, Fault::Offsets { earliest, .. }) => *earliest,
+        (LATEST, Fault::Offsets { latest, .. }) => *latest,
+        (0.., Fault::OffsetForTime(offset)) => Some(*offset),
+        _ => None,
+    };
+    let suits = |fault: &Fault| lie(fault).is_some();
+    let (index, fault) = state.faults.of_partition(broker, name, partition, suits)?;
+    state.faults.count(&[index]);
+    lie(&fault)
 }
 
 /// Timestamp, offset and leader epoch for what ListOffsets asks; −1 where there is nothing.
@@ -322,9 +346,19 @@ pub(crate) fn offset_for_leader_epoch(
             let epoch = r.i32()?;
             r.skip_tags()?;
             let answer = EpochEndOffset::default().with_partition(partition);
-            partitions.push(match find(state, broker, name, partition, current_epoch, now) {
-                Ok(log) => {
-                    let (epoch, end_offset) = log.end_offset_for_epoch(epoch);
+            let found = find(state, broker, name, partition, current_epoch, now)
+                .map(|log| log.end_offset_for_epoch(epoch));
+            partitions.push(match found {
+                Ok(truth) => {
+                    let of_epochs = |fault: &Fault| matches!(fault, Fault::EpochEnd { .. });
+                    let lie = state.faults.of_partition(broker, name, partition, of_epochs);
+                    let (epoch, end_offset) = match lie {
+                        Some((index, Fault::EpochEnd { epoch, end_offset })) => {
+                            state.faults.count(&[index]);
+                            (epoch, end_offset)
+                        }
+                        _ => truth,
+                    };
                     answer.with_leader_epoch(epoch).with_end_offset(end_offset)
                 }
                 Err(error) => answer.with_error_code(error.code()),

@@ -1,7 +1,7 @@
 //! How the source lies, when it is told to.
 //!
 //! A fault is injected with a [`Target`] and a number of times. Faults of a partition change what
-//! a Fetch answer says about it, or its records; faults of a frame change a whole answer on its
+//! an answer says about it, or its records; faults of a frame change a whole answer on its
 //! way out. Everything else stays true, so that a test sees one lie at a time.
 
 use crate::log::{BatchAt, PartitionLog};
@@ -60,6 +60,26 @@ pub enum Fault {
     WrongPartition(i32),
     /// Answers with an error code.
     ErrorCode(i16),
+    /// Tells this log start.
+    LogStart(i64),
+
+    // Of what other answers say about a partition.
+    /// ListOffsets: tells this log start and this end, where they are given.
+    Offsets {
+        /// The log start.
+        earliest: Option<i64>,
+        /// The end.
+        latest: Option<i64>,
+    },
+    /// ListOffsets: tells this offset for every time.
+    OffsetForTime(i64),
+    /// OffsetForLeaderEpoch: tells this epoch and its end.
+    EpochEnd {
+        /// The epoch.
+        epoch: i32,
+        /// Where it ends.
+        end_offset: i64,
+    },
 
     // Of a frame.
     /// Sends the first half of an answer and closes the connection.
@@ -124,9 +144,19 @@ impl Fault {
         )
     }
 
+    /// Whether it changes what a Fetch answer says of a partition, or its records.
+    pub(crate) fn is_of_fetch(&self) -> bool {
+        !self.is_of_frame() && !self.is_of_questions()
+    }
+
+    /// Whether it changes what ListOffsets or OffsetForLeaderEpoch say of a partition.
+    fn is_of_questions(&self) -> bool {
+        matches!(self, Fault::Offsets { .. } | Fault::OffsetForTime(_) | Fault::EpochEnd { .. })
+    }
+
     /// Whether it changes a partition's records, and so needs some.
     pub(crate) fn is_of_records(&self) -> bool {
-        !self.is_of_frame()
+        self.is_of_fetch()
             && !matches!(
                 self,
                 Fault::HighWatermark(_)
@@ -134,6 +164,7 @@ impl Fault {
                     | Fault::Empty
                     | Fault::WrongPartition(_)
                     | Fault::ErrorCode(_)
+                    | Fault::LogStart(_)
             )
     }
 }

@@ -253,7 +253,7 @@ fn read<'a>(
             let next = topic.next_growth(wanted.partition);
             found.next_growth = [found.next_growth, next].into_iter().flatten().min();
             if !state.faults.is_empty() {
-                let of_head = |fault: &Fault| !fault.is_of_records();
+                let of_head = |fault: &Fault| fault.is_of_fetch() && !fault.is_of_records();
                 let (name, partition) = (&topic.name, wanted.partition);
                 let fault = state.faults.of_partition(broker, name, partition, of_head);
                 faulty = fault.is_some();

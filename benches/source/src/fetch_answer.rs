@@ -87,11 +87,15 @@ pub(crate) fn apply_faults(state: &mut State, broker: usize, answers: &mut [Answ
         let Some(topic) = answer.slot.and_then(|slot| state.topics[slot].as_mut()) else {
             continue;
         };
-        let suits = |fault: &Fault| !fault.is_of_records() || answer.first.is_some();
+        let suits = |fault: &Fault| match fault.is_of_records() {
+            true => answer.first.is_some(),
+            false => fault.is_of_fetch(),
+        };
         let found = state.faults.of_partition(broker, &topic.name, partition, suits);
         let Some((index, fault)) = found else { continue };
         match fault {
             Fault::HighWatermark(at) => answer.high_watermark = at,
+            Fault::LogStart(at) => answer.log_start = at,
             Fault::Diverging { epoch, end_offset } => {
                 answer.diverging = Some((epoch, end_offset));
                 (answer.first, answer.bytes) = (None, 0);

@@ -242,7 +242,7 @@ impl Fetcher {
             let Some(log) = partition.log() else { continue };
             let ours = log.positions().received.0.offset;
             match classify(ours, start, end) {
-                OutOfRange::InRange => self.in_range(key, start),
+                OutOfRange::InRange => self.in_range(key, start, end),
                 OutOfRange::Gap { source_start } => {
                     self.source_gap(key, &partition, &log, source_start);
                 }
@@ -252,30 +252,37 @@ impl Fetcher {
         let keys: Vec<u32> = beyond.iter().map(|(key, _)| *key).collect();
         self.compare_epochs(connection, &keys).await?;
         for (key, end) in beyond {
-            let Some(member) = self.member(key) else { continue };
-            let Some(log) = member.partition.log() else { continue };
+            let Some(partition) = self.owned(key) else { continue }; // cut, or waiting for a person
+            let Some(log) = partition.log() else { continue };
             let ours = log.positions().received.0.offset;
-            if ours <= end {
-                self.want(key); // cut to the common point
-                continue;
-            }
-            // Its epochs agree: the new leader has not caught up with what the old one showed.
-            let reason = format!("the source's end is below the copy's, {ours}; waiting for it");
+            // Its epochs agree: the new leader has not caught up with what the old one showed. Or
+            // it is another log, which may have grown past our end by the next look.
+            partition.set_unchecked(true);
+            let reason =
+                format!("the source's end, {end}, is below the copy's, {ours}; waiting for it");
             self.wait_and_retry(key, reason);
         }
         Ok(())
     }
 
-    /// The range has moved, or it is our last batch that the source no longer has: then there is
-    /// nothing to compare.
-    fn in_range(&mut self, key: u32, source_start: i64) {
-        if let Some(Some(member)) = self.members.get(key as usize)
-            && let Stage::Comparing(comparison) = &member.stage
-            && comparison.ours().base_offset < source_start
-        {
+    /// The range has moved, or the source contradicts itself. It may also be another log by now,
+    /// that has grown past our end since: nothing is taken before our last batch was compared.
+    fn in_range(&mut self, key: u32, source_start: i64, source_end: i64) {
+        let Some(partition) = self.owned(key) else { return };
+        let asked = match self.member(key).map(|member| &member.stage) {
+            Some(Stage::Comparing(comparison)) => comparison.ours().base_offset,
+            _ => partition.log().map_or(0, |log| log.positions().received.0.offset),
+        };
+        if asked < source_start {
+            // Our last batch was deleted there.
             return self.settle_comparison(key, Compared::Gone);
         }
-        self.want(key);
+        partition.set_unchecked(true);
+        let reason = format!(
+            "the source says that offset {asked} is out of range, and that its log goes from \
+             {source_start} to {source_end}"
+        );
+        self.wait_and_retry(key, reason);
     }
 
     /// The source no longer has what comes next.
@@ -292,7 +299,8 @@ impl Fetcher {
             }
             OnSourceGap::Continue => {
                 log.advance_start(source_start);
-                self.in_range(key, source_start);
+                // Of what comes there nothing can be compared.
+                self.settle_comparison(key, Compared::Gone);
             }
         }
     }

@@ -14,10 +14,11 @@ use std::time::Duration;
 use ring::sim::{ExecutorId, Faults, Machine, Simulation};
 use ring::{Address, Class, Config, Gather, Listener, Share, Stream};
 use shards::control::*;
-use source::{Cluster, Desk, Reply, TopicSpec};
+use source::{Cluster, Desk, Reply, TopicSpec, Versions};
 use storage::boot::Boot;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 const DATA: &str = "/data";
 const LINK: &str = "prod";
@@ -44,6 +45,8 @@ pub struct World {
     commands: mpsc::Sender<Command>,
     events: mpsc::Receiver<Event>,
     topics: Vec<TopicSpec>,
+    /// Whether the source tells topic ids.
+    ids: bool,
     /// The most connections seen.
     pub connections_peak: u32,
     allowed: Rc<Allowed>,
@@ -89,10 +92,28 @@ impl World {
         settings: LinkSettings,
         memory_bytes: usize,
     ) -> World {
+        World::with_versions(Versions::newest(), faults, topics, settings, memory_bytes)
+    }
+
+    /// One whose source is older than topic ids.
+    pub fn before_ids(topics: &[TopicSpec], settings: LinkSettings) -> World {
+        let versions = Versions::kafka_2_1();
+        World::with_versions(versions, Faults::none(), topics, settings, 16 << 20)
+    }
+
+    fn with_versions(
+        versions: Versions,
+        faults: Faults,
+        topics: &[TopicSpec],
+        settings: LinkSettings,
+        memory_bytes: usize,
+    ) -> World {
+        let ids = versions == Versions::newest();
         let mut sim = Simulation::new(7, Faults::none());
         let config = source::Config {
             listen: vec![address()],
             topics: topics.to_vec(),
+            versions,
             ..source::Config::loopback(1)
         };
         let desk = Desk::new(config).expect("a possible source");
@@ -131,6 +152,7 @@ impl World {
             commands,
             events,
             topics,
+            ids,
             connections_peak,
             allowed,
         };
@@ -147,7 +169,7 @@ impl World {
             for partition in 0..topic.partitions {
                 partitions.push(Assign {
                     key: self.key(&topic.name, partition),
-                    topic_id: self.cluster.topic_id(&topic.name).ok(),
+                    topic_id: self.topic_id(&topic.name),
                     data_dir: PathBuf::from(DATA),
                     mode: Mode::Replicate,
                     segment_bytes,
@@ -157,6 +179,10 @@ impl World {
         }
         let answers = self.ask(|reply| Command::Assign { partitions, reply });
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    }
+
+    fn topic_id(&self, topic: &str) -> Option<Uuid> {
+        self.cluster.topic_id(topic).ok().filter(|_| self.ids)
     }
 
     pub fn key(&self, topic: &str, partition: i32) -> PartitionKey {
@@ -185,7 +211,7 @@ impl World {
     pub fn tell_leaders(&self) {
         let topic = |spec: &TopicSpec| TopicView {
             topic: spec.name.as_str().into(),
-            topic_id: self.cluster.topic_id(&spec.name).ok(),
+            topic_id: self.topic_id(&spec.name),
             partitions: (0..spec.partitions)
                 .filter_map(|partition| {
                     let leader_epoch = self.cluster.log(&spec.name, partition).ok()?.leader_epoch();
