@@ -54,6 +54,26 @@ pub enum BootError {
     StopLate(String),
 }
 
+impl BootError {
+    /// Whether the next start fails the same way until a person has done something: a service
+    /// manager need not try.
+    pub fn lasts(&self) -> bool {
+        use storage::boot::BootError as Data;
+        match self {
+            Self::Metadata(_) | Self::Host(_) | Self::HostUnfit(_) => true,
+            Self::Data(error) => {
+                let twice = matches!(
+                    error,
+                    Data::Inventory(storage::inventory::InventoryError::Twice { .. })
+                );
+                twice || matches!(error, Data::Overlap(..) | Data::Checksum)
+            }
+            Self::DataDir { .. } | Self::Store(_) | Self::Shard(_) | Self::Listen(_) => false,
+            Self::Io(_) | Self::StopLate(_) => false,
+        }
+    }
+}
+
 /// Runs a node until it is told to stop. `path` is read again on SIGHUP.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! Exit codes are stable: 0 done, or it was so already · 1 it failed, and may be run again · 2 the
 //! command or the configuration is wrong · 3 refused in this state · 4 there is no such thing ·
-//! 5 no node can be reached · 6 not permitted.
+//! 5 no node can be reached · 6 not permitted · 7 the node cannot run before a person has mended what it names.
 
 mod arguments;
 mod client;
@@ -37,6 +37,8 @@ const NOT_FOUND: u8 = 4;
 const UNREACHABLE: u8 = 5;
 /// The admin socket does not let us.
 const NOT_PERMITTED: u8 = 6;
+/// The node cannot run before a person has mended what it names.
+const UNFIT: u8 = 7;
 
 /// What ends a command early: an exit code and a sentence.
 #[derive(Debug)]
@@ -115,7 +117,10 @@ fn demo(command: Demo) -> Result<u8, Stop> {
 
 fn run(config: &Path) -> Result<u8, Stop> {
     let loaded = load(config)?;
-    crate::boot::run(loaded, config).map_err(|error| Stop::new(FAILED, error.to_string()))?;
+    crate::boot::run(loaded, config).map_err(|error| {
+        let code = if error.lasts() { UNFIT } else { FAILED };
+        Stop::new(code, error.to_string())
+    })?;
     Ok(DONE)
 }
 

@@ -18,11 +18,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::DeTable;
-use tuning::{Cores, Profile};
+use tuning::{Cores, CpuSet, Profile};
 
 /// Files larger than this are no configuration of ours: it is room for thousands of links, and a
 /// tree of single words takes hundreds of times the bytes of its text.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Of a Unix socket's path, without the zero at its end (unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,8 +96,20 @@ impl Config {
         if bytes > FILE_BYTES_MAX {
             return Err(ConfigError::TooLarge { file: path.to_owned(), bytes });
         }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
-        Config::parse(&text, path)
+        let bytes = std::fs::read(path).map_err(unreadable)?;
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Config::parse(text, path),
+            Err(error) => {
+                let before = &bytes[..error.valid_up_to()];
+                let problem = Problem {
+                    line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
+                    key: String::new(),
+                    what: format!("byte {:#04x} is no UTF-8", bytes[error.valid_up_to()]),
+                    instead: "save the file as UTF-8".to_owned(),
+                };
+                Err(ConfigError::Wrong { file: path.to_owned(), problems: vec![problem] })
+            }
+        }
     }
 
     /// Checks `text`; `path` only names the file in errors.
@@ -182,12 +196,22 @@ fn read_node(mut node: Section<'_>) -> Option<NodeConfig> {
         node.note("data_dirs", "no data folder is named", "data_dirs = [\"/var/lib/understudy\"]");
     }
     for (index, dir) in data_dirs.iter().enumerate() {
-        if data_dirs[..index].contains(dir) {
-            let what = format!("`{}` is named twice", dir.display());
-            node.note("data_dirs", what, "name each folder once");
+        for other in &data_dirs[..index] {
+            let what = match (dir == other, dir.starts_with(other), other.starts_with(dir)) {
+                (true, ..) => format!("`{}` is named twice", dir.display()),
+                (_, true, _) => format!("`{}` lies in `{}`", dir.display(), other.display()),
+                (_, _, true) => format!("`{}` lies in `{}`", other.display(), dir.display()),
+                _ => continue,
+            };
+            node.note("data_dirs", what, "name each folder once, and none within another");
         }
     }
     let admin_socket = PathBuf::from(node.string_or("admin_socket", "/run/understudy/admin.sock"));
+    let length = admin_socket.as_os_str().len();
+    if !(1..=SOCKET_PATH_BYTES_MAX).contains(&length) {
+        let what = format!("a path of {length} bytes; a socket's has 1 to {SOCKET_PATH_BYTES_MAX}");
+        node.note("admin_socket", what, "admin_socket = \"/run/understudy/admin.sock\"");
+    }
     let mode = node.string_or("admin_socket_mode", "0660");
     let admin_socket_mode = u32::from_str_radix(&mode, 8).ok().filter(|mode| *mode <= 0o777);
     if admin_socket_mode.is_none() {
@@ -225,13 +249,14 @@ fn read_shards(mut shards: Section<'_>) -> Option<ShardsConfig> {
     let default = ShardsConfig::default();
     let cores = match shards.string_or("cores", "auto").as_str() {
         "auto" => Some(Cores::Auto),
-        list => match list.parse() {
-            Ok(list) => Some(Cores::List(list)),
-            Err(error) => {
-                shards.note("cores", error.to_string(), "cores = \"auto\" or \"2-9,12\"");
-                None
-            }
-        },
+        list => {
+            let parsed = list.parse::<CpuSet>().map_err(|error| error.to_string());
+            let some = parsed.and_then(|set| match set.is_empty() {
+                false => Ok(Cores::List(set)),
+                true => Err("no CPU is named".to_owned()),
+            });
+            some.map_err(|what| shards.note("cores", what, "cores = \"auto\" or \"2-9,12\"")).ok()
+        }
     };
     let sizes = tuning::plan::SHARD_MEMORY_BYTES_MIN..=1 << 50;
     let memory_bytes = shards.size("memory", default.memory_bytes, sizes);

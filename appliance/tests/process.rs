@@ -203,13 +203,14 @@ fn what_cannot_be_used_is_a_clear_error() {
     std::fs::create_dir_all(house.path("garbled/.understudy")).expect("folder");
     std::fs::write(house.path("garbled/.understudy/metadata.store"), [7; 9000]).expect("file");
     let garbled = run(&with_dir(&house.path("garbled")));
-    assert_eq!(code(&garbled), 1);
+    // A restart mends nothing: the unit names this code.
+    assert_eq!(code(&garbled), 7);
     assert!(said(&garbled).contains("metadata.store is damaged"), "{}", said(&garbled));
 
     std::fs::create_dir_all(house.path("former/.understudy")).expect("folder");
     std::fs::write(house.path("former/.understudy/metadata.redb"), [7; 9000]).expect("file");
     let former = run(&with_dir(&house.path("former")));
-    assert_eq!(code(&former), 1);
+    assert_eq!(code(&former), 7);
     assert!(said(&former).contains("an earlier version"), "{}", said(&former));
     assert!(!house.path("former/.understudy/metadata.store").exists());
 }
@@ -226,4 +227,12 @@ fn check_changes_nothing() {
     assert!(!house.path("data").exists());
     assert_eq!(code(&house.run(&["tune", "--config", "u.toml"])), 0);
     assert!(!house.path("data").exists());
+}
+
+#[test]
+fn the_unit_does_not_start_again_what_only_a_person_can_mend() {
+    let unit = include_str!("../systemd/understudy.service");
+    for line in ["Restart=on-failure", "RestartPreventExitStatus=2 7", "RestartMaxDelaySec=1min"] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
 }

@@ -67,13 +67,22 @@ fn starts() {
     assert_eq!(start("5"), None);
 }
 
+/// One byte too many for a socket.
+const LONG_PATH: &str = "/run/a-folder-whose-name-is-so-long-that-nobody-would-ever-think-of-\
+                         giving-it/to-a-socket/and-yet-somebody-d";
+
 /// (what to replace, by what, key, words of the message)
 const MISTAKES: &[(&str, &str, &str, &str)] = &[
     ("data_dirs", "data_dir", "node.data_dir", "did you mean `data_dirs`?"),
+    ("understudy\"]", "understudy\", \"/var/lib\"]", "node.data_dirs", "lies in `/var/lib`"),
+    ("understudy\"]", "understudy\", \"/var/lib/understudy/2\"]", "node.data_dirs", "lies in"),
+    ("\"/run/understudy/admin.sock\"", "\"\"", "node.admin_socket", "a path of 0 bytes"),
+    ("/run/understudy/admin.sock", LONG_PATH, "node.admin_socket", "has 1 to 107"),
     ("memory = \"2GiB\"", "memory = \"2 gigs\"", "shards.memory", "`2 gigs` is no size"),
     ("memory = \"2GiB\"", "memory = \"1MiB\"", "shards.memory", "from 64 MiB"),
     ("memory = \"2GiB\"", "memory = 1.5", "shards.memory", "is a float"),
     ("\"2-9,12\"", "\"2-x\"", "shards.cores", "`2-x` is no CPU number"),
+    ("\"2-9,12\"", "\"\"", "shards.cores", "no CPU is named"),
     ("\"dedicated\"", "\"greedy\"", "shards.profile", "\"dedicated\""),
     ("id = 1", "id = -1", "node.id", "from 0 to"),
     ("127.0.0.1:9644", "localhost", "node.metrics", "127.0.0.1:9644"),
@@ -108,6 +117,17 @@ fn every_mistake_names_line_key_and_remedy() {
             assert_eq!(found.line, line, "{bad}: {problems:?}");
         }
     }
+}
+
+#[test]
+fn a_file_in_another_encoding_is_named_with_its_line() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let bytes = [GOOD.as_bytes(), b"# caf\xe9\n"].concat();
+    std::fs::write(file.path(), bytes).expect("written");
+    let error = Config::load(file.path()).expect_err("no UTF-8").to_string();
+    let line = 1 + GOOD.lines().count();
+    assert!(error.contains(&format!(":{line}: byte 0xe9 is no UTF-8")), "{error}");
+    assert!(error.contains("save the file as UTF-8"), "{error}");
 }
 
 #[test]
