@@ -220,6 +220,11 @@ impl Link {
         }
         let leader = self.leader(partition);
         let before = partition.leader.replace(leader);
+        // Without ids, only its records tell a recreated topic from the one we know; and whoever
+        // leads it next may have lost some.
+        if before.is_some() && before != leader && partition.topic_id.is_none() {
+            partition.set_unchecked(true);
+        }
         let Some(Leader { broker, .. }) = leader else {
             self.detach(partition);
             let reason = match self.view.borrow().brokers.is_empty() {
@@ -238,10 +243,6 @@ impl Link {
             return;
         }
         self.detach(partition);
-        // Without ids, only its records tell a recreated topic from the one we know.
-        if before.is_some() && before != leader && partition.topic_id.is_none() {
-            partition.set_unchecked(true);
-        }
         self.fetcher(broker, kind).add(partition);
     }
 

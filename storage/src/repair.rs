@@ -19,12 +19,13 @@ use crate::check::{AppendError, Bounds, Checker};
 use crate::crc::{self, Crc32c};
 use crate::limits::{BATCH_BYTES_MAX, SCAN_BYTES};
 use crate::log::{AppendLimits, Log, LogError, LogState};
-use crate::names::REPAIR_FILE;
+use crate::names::{Kind, REPAIR_FILE};
 use crate::open::{Files, load};
+use crate::position::Place;
 use crate::read_ahead::lease_of_any_size;
 use crate::recovery::Corrupt;
 use crate::verify::{Part, Verifier};
-use crate::work::{at, remove, write_all};
+use crate::work::{at, cut_file, remove, write_all};
 
 /// Why a range was not repaired.
 #[derive(Debug, Error)]
@@ -63,22 +64,38 @@ pub struct Repair {
 }
 
 /// What of a log is to be fetched again, exactly. A log that opening left corrupt, and whose files
-/// are whole by now, is opened again first.
+/// are whole by now, is opened again first. Where one cannot be read behind its flushed end, and
+/// was tried twice, it is cut: what the source has from there on comes as any other record.
 pub async fn plan(log: &Rc<Log>, verifier: &Verifier) -> Result<Vec<Corrupt>, RepairError> {
-    let mut before = None;
+    let mut seen: Vec<Corrupt> = Vec::new();
     loop {
         let LogState::Corrupt(corrupt) = log.state() else { return Ok(log.damages()) };
-        if before.as_ref() == Some(&corrupt) {
-            return Err(RepairError::Still);
-        }
-        let unknown = || RepairError::Gone("where the damage ends is not known".to_owned());
-        let part = log.corrupt_part(&corrupt).await.ok_or_else(unknown)?;
-        let found = part.check(verifier).await;
+        let behind = log.is_behind_flushed(&corrupt);
+        let found = match log.corrupt_part(&corrupt).await {
+            Some(part) => part.check(verifier).await,
+            None if behind => Vec::new(),
+            None => {
+                let reason = "where the damage ends is not known".to_owned();
+                return Err(RepairError::Gone(reason));
+            }
+        };
         if !found.is_empty() {
             return Ok(found);
         }
-        before = Some(corrupt);
-        log.alone(async || log.reload().await).await?;
+        let cut = match seen.iter().filter(|other| **other == corrupt).count() {
+            0 => None,
+            1 if behind => Some((log.path(Kind::Log, corrupt.segment), corrupt.bytes.start)),
+            _ => return Err(RepairError::Still),
+        };
+        seen.push(corrupt);
+        log.alone(async || {
+            if let Some((path, bytes)) = &cut {
+                tracing::warn!(path = %path.display(), bytes, "cut where it cannot be read");
+                cut_file(path, *bytes).await?;
+            }
+            log.reload().await
+        })
+        .await?;
     }
 }
 
@@ -260,7 +277,13 @@ impl Repair {
             at(path, ring::fs::rename(&staged, path).await)?;
             at(&folder, ring::fs::sync_dir(&folder).await)?;
         }
-        let again = self.part.check_range(&self.damage, self.expected_crc, verifier).await;
+        let mut again = self.part.check_range(&self.damage, self.expected_crc, verifier).await;
+        let end = self.part.end.bytes;
+        if !again && !self.part.sealed && self.damage.bytes.end == end && !self.log.is_open() {
+            // What is broken may lie behind the flushed end, in the same block.
+            cut_file(path, end).await?;
+            again = self.part.check_range(&self.damage, self.expected_crc, verifier).await;
+        }
         if !again {
             return Err(RepairError::Still);
         }
@@ -361,6 +384,13 @@ impl Log {
         self.changed.notify();
         self.touch();
         result
+    }
+
+    /// Whether damage that opening found lies behind all that is known to be flushed.
+    fn is_behind_flushed(&self, corrupt: &Corrupt) -> bool {
+        let inner = self.inner.borrow();
+        let Place { segment, bytes, .. } = inner.flushed;
+        !inner.doubtful && (corrupt.segment, corrupt.bytes.start) >= (segment, bytes)
     }
 
     /// Reads the log anew, as at a start; what is known to be damaged stays known.

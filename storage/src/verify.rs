@@ -85,8 +85,12 @@ impl Verifier {
     async fn read(&self, file: &File, at: u64, end: u64) -> io::Result<(Lease, Range<usize>)> {
         let aligned = at / BLOCK_BYTES * BLOCK_BYTES;
         let wanted = (end - aligned).next_multiple_of(BLOCK_BYTES).min(VERIFY_BYTES as u64);
-        let lease = self.memory(wanted as usize).await;
-        let (read, lease) = file.read_at(aligned, lease).await;
+        let lease = self.memory(wanted as usize).await.split(wanted as usize).0;
+        let (mut read, mut lease) = file.read_at(aligned, lease).await;
+        if read.is_err() && lease.len() > BLOCK {
+            // So that an error is that of a block.
+            (read, lease) = file.read_at(aligned, lease.split(BLOCK).0).await;
+        }
         let skipped = (at - aligned) as usize;
         let have = read?.min((end - aligned) as usize).max(skipped);
         self.spend(have - skipped).await;
@@ -150,7 +154,7 @@ impl Verifier {
         let mut carried: Vec<u8> = Vec::new();
         while at < to.bytes {
             let Ok((lease, have)) = self.read(file, at, to.bytes).await else {
-                at = (at + VERIFY_BYTES as u64) / BLOCK_BYTES * BLOCK_BYTES;
+                at = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
                 carried.clear();
                 continue;
             };
@@ -252,7 +256,7 @@ impl Part {
         for (from, to, crc) in self.runs() {
             let reason = match verifier.checksum(&file, from.bytes..to.bytes).await {
                 Ok(Some(found)) if found == crc => continue,
-                Ok(_) if self.is_torn_only(&file, from, to, verifier).await => continue,
+                _ if self.is_torn_only(&file, from, to, verifier).await => continue,
                 Ok(Some(_)) => "the bytes do not match the checksum in the seal".to_owned(),
                 Ok(None) => "the file is too short".to_owned(),
                 Err(error) => error.to_string(),
@@ -420,7 +424,8 @@ impl Log {
         Some(guessed_part(path, end))
     }
 
-    /// The segment in which opening found damage. None: where it ends cannot be told.
+    /// The segment in which opening found damage. None: where it ends cannot be told, or nothing of
+    /// it was flushed.
     pub(crate) async fn corrupt_part(&self, corrupt: &Corrupt) -> Option<Part> {
         let base = corrupt.segment;
         let path = self.path(Kind::Log, base);
@@ -429,6 +434,9 @@ impl Log {
             (inner.flushed, inner.flushed_epoch, inner.doubtful)
         };
         let here = base == flushed.segment && flushed.bytes > 0;
+        if !doubtful && !here && base >= flushed.segment {
+            return None;
+        }
         if let Some(seal) = self.read_seal(base).await {
             let known = Known { bytes: flushed.bytes, offset: flushed.offset, epoch };
             let beyond = here && !doubtful && flushed.bytes < seal.bytes;

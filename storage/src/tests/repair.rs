@@ -17,6 +17,7 @@ use ring::{File, Gather, OpenOptions};
 
 mod cuts;
 mod torn;
+mod unreadable;
 
 /// What the source holds: each batch with its base and next offset.
 #[derive(Clone, Default)]
