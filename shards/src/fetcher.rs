@@ -397,11 +397,15 @@ impl Fetcher {
         // Below the size of a batch, a source serves one partition per answer (KIP-74).
         let batch_bytes = log.last_batch().map_or(0, |last| last.bytes.next_power_of_two());
         let batch_bytes = i32::try_from(batch_bytes).unwrap_or(i32::MAX);
+        let bytes_max = match self.shared.kind {
+            Kind::Tail => PARTITION_BYTES_MAX,
+            Kind::Backfill(_) => self.size.bytes_of_each(self.session.wanted_count()),
+        };
         let wanted = Wanted {
             fetch_offset: positions.received.0.offset,
             last_fetched_epoch: positions.last_epoch.unwrap_or(-1),
             leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
-            max_bytes: PARTITION_BYTES_MAX.max(batch_bytes),
+            max_bytes: bytes_max.max(batch_bytes),
         };
         self.session.want(key, wanted);
     }

@@ -17,6 +17,9 @@ pub const FETCH_BYTES_MIN: usize = 256 << 10;
 pub const FETCH_BYTES_FIRST: usize = FETCH_BYTES_MIN;
 /// How much one fetch may bring of one partition, in bytes.
 pub const PARTITION_BYTES_MAX: i32 = 1 << 20;
+/// The same on a backfill connection of few partitions: with less of each, answers would be small
+/// and many, and each costs the source as much as some hundred KiB do.
+pub const PARTITION_BYTES_OF_FEW_MAX: i32 = 4 << 20;
 /// How long a connection attempt may take.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a request may take beyond the time it asked the source to wait.

@@ -12,7 +12,10 @@
 //! What counts is what reaches the sockets, not what was taken from them: where an answer takes
 //! seconds, whole answers would show nothing for seconds.
 
-use crate::limits::{FETCH_BYTES_FIRST, FETCH_BYTES_MAX, FETCH_BYTES_MIN};
+use crate::limits::{
+    FETCH_BYTES_FIRST, FETCH_BYTES_MAX, FETCH_BYTES_MIN, PARTITION_BYTES_MAX,
+    PARTITION_BYTES_OF_FEW_MAX,
+};
 use std::time::Duration;
 
 /// What one interval showed of the backfill connections to a broker.
@@ -259,6 +262,13 @@ impl FetchSize {
     /// the wire.
     pub fn bytes_of_many(&self, random: u64) -> usize {
         self.bytes - random as usize % (self.bytes / 4)
+    }
+
+    /// How much to ask for of each of so many partitions on one of many connections, in bytes: an
+    /// answer should be filled though they are few.
+    pub fn bytes_of_each(&self, partitions: usize) -> i32 {
+        let share = i32::try_from(self.bytes / partitions.max(1)).unwrap_or(i32::MAX);
+        share.clamp(PARTITION_BYTES_MAX, PARTITION_BYTES_OF_FEW_MAX)
     }
 
     /// An answer of `got` bytes to a request for `asked` took so long to arrive; it should take

@@ -4,7 +4,7 @@ use std::collections::BinaryHeap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{BACKFILL_ANSWER_TARGET, PARTITION_BYTES_MAX, POOL_INTERVAL};
+use crate::limits::{BACKFILL_ANSWER_TARGET, POOL_INTERVAL};
 
 /// A link on which every connection carries `each` bytes an interval, and all `most`.
 fn settle(pool: &mut Pool, each: u64, most: u64, intervals: u32, max: usize) {
@@ -205,7 +205,8 @@ impl Link {
         partitions.append(&mut connection.inbox);
         let (stay, go) = partitions.into_iter().partition(|p| p % placed == number);
         connection.partitions = stay;
-        let all = connection.partitions.len() * PARTITION_BYTES_MAX as usize;
+        let partitions = connection.partitions.len();
+        let all = partitions * connection.size.bytes_of_each(partitions) as usize;
         let asked = connection.size.bytes_of_many(random).min(all);
         if asked == 0 {
             *connection = Connection { in_flight: connection.in_flight, ..Connection::default() };
@@ -387,6 +388,22 @@ fn of_many_each_asks_for_a_little_less() {
         assert!(asked <= size.bytes() && asked * 4 > size.bytes() * 3, "{asked}");
     }
     assert_ne!(size.bytes_of_many(1), size.bytes_of_many(70_000));
+}
+
+#[test]
+fn few_partitions_fill_an_answer_as_many_do() {
+    let mut size = FetchSize::default();
+    assert_eq!(size.bytes_of_each(0), PARTITION_BYTES_MAX);
+    while size.bytes() < FETCH_BYTES_MAX {
+        size.answered(size.bytes(), size.bytes() as u64, Duration::ZERO, BACKFILL_ANSWER_TARGET);
+    }
+    let least = FETCH_BYTES_MAX / PARTITION_BYTES_OF_FEW_MAX as usize;
+    for partitions in least..=FETCH_BYTES_MAX / PARTITION_BYTES_MAX as usize {
+        let asked = partitions * size.bytes_of_each(partitions) as usize;
+        assert!((FETCH_BYTES_MAX - partitions..=FETCH_BYTES_MAX).contains(&asked), "{partitions}");
+    }
+    assert_eq!(size.bytes_of_each(1), PARTITION_BYTES_OF_FEW_MAX);
+    assert_eq!(size.bytes_of_each(10_000), PARTITION_BYTES_MAX);
 }
 
 #[test]
