@@ -41,7 +41,7 @@ pub struct LogSettings {
     pub segment_ms: i64,
     /// The largest batch taken.
     pub batch_bytes_max: u32,
-    /// How long files below the visible log start are kept.
+    /// How long files below the visible log start are kept; a full disk ends it at once.
     pub undo_window: Duration,
     /// Where a new log begins.
     pub start_offset_if_new: i64,

@@ -64,6 +64,15 @@ pub struct Found {
     pub start_offset: i64,
 }
 
+impl FoundSegment {
+    /// Whether its files have the lengths that its seal says: nothing of it is read then.
+    pub fn is_as_sealed(&self) -> bool {
+        self.seal.as_ref().is_some_and(|seal| {
+            self.bytes >= seal.bytes && seal.index_bytes.map(u64::from) == self.index_bytes
+        })
+    }
+}
+
 impl Found {
     /// The last batch that was flushed, and its segment.
     pub fn flushed(&self) -> Option<(i64, Known)> {
@@ -305,10 +314,7 @@ impl Recovery {
         let read_whole = self.found.lost || self.found.read_from == ReadFrom::Start;
         let below_flushed = flushed.is_some_and(|f| base < f.segment);
         let finished = !read_whole && below_flushed;
-        if let Some(seal) = segment.seal.clone().filter(|_| finished)
-            && segment.bytes >= seal.bytes
-            && seal.index_bytes.map(u64::from) == segment.index_bytes
-        {
+        if let Some(seal) = segment.seal.clone().filter(|_| finished && segment.is_as_sealed()) {
             let bytes = segment.bytes;
             return self.pass(base, bytes, &seal);
         }

@@ -22,8 +22,10 @@ mod found;
 mod owners;
 pub mod repair;
 mod rules;
+mod sides;
 mod simulated;
 mod trouble;
+mod undo;
 
 /// A data directory on a file system with direct I/O; /tmp is often memory.
 pub fn disk() -> TempDir {

@@ -34,7 +34,7 @@ pub struct LinkConfig {
     pub allow_truncation: bool,
     /// What to do when the source has deleted records before we had them.
     pub on_source_gap: OnSourceGap,
-    /// How long records deleted at the source stay on our disk.
+    /// How long records deleted at the source stay on our disk, while that is not full.
     pub undo_window: Duration,
     /// Largest record batch accepted, in bytes.
     pub batch_bytes_max: u32,

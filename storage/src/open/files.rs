@@ -125,7 +125,15 @@ pub(super) async fn find(
     let mut read_from = ReadFrom::Start;
     if let Some(entry) = entry {
         let index_bytes = INDEXES.map(|kind| length(kind, entry.replay.place.segment));
-        read_from = where_to_read(files, &entry, first.unwrap_or_default(), index_bytes).await?;
+        let first = first.unwrap_or_default();
+        read_from = where_to_read(files, &entry, first, index_bytes).await?;
+        // As there, of the sealed ones that have to be read.
+        let sealed = segments.iter().filter(|s| first < s.base && s.base < entry.flushed.segment);
+        for segment in sealed.filter(|segment| !segment.is_as_sealed()) {
+            if read_snapshot(files, segment.base).await?.is_none() {
+                read_from = ReadFrom::Start;
+            }
+        }
     }
     Ok(Found { segments, entry, lost, read_from, start_offset })
 }

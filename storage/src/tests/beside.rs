@@ -6,9 +6,9 @@ use crate::index;
 use crate::names::{EPOCHS_FILE, METADATA_FILE};
 
 /// How a file is hurt.
-type Hurt = fn(&Path);
+pub type Hurt = fn(&Path);
 
-const HURTS: [(&str, Hurt); 4] = [
+pub const HURTS: [(&str, Hurt); 5] = [
     ("missing", |path| fs::remove_file(path).unwrap()),
     ("emptied", |path| fs::write(path, "").unwrap()),
     ("cut", |path| {
@@ -19,6 +19,10 @@ const HURTS: [(&str, Hurt); 4] = [
         let mut bytes = fs::read(path).unwrap();
         bytes[2] ^= 0x10;
         fs::write(path, bytes).unwrap();
+    }),
+    ("garbled", |path| {
+        let bytes = fs::read(path).unwrap();
+        fs::write(path, vec![0xa5; bytes.len()]).unwrap();
     }),
 ];
 

@@ -128,15 +128,16 @@ fn a_log_is_open_in_one_shard_at_a_time() {
     });
 }
 
-/// A power loss at any moment of a deletion leaves a whole log or none.
+/// A power loss at any moment of a deletion leaves a whole log or none; none, once the flush behind
+/// it has returned, which is what an answer waits for.
 #[test]
 fn a_deletion_that_is_cut_short_leaves_all_or_nothing() {
-    let (mut whole, mut none) = (0, 0);
-    for seed in 1..60 {
+    let (mut whole, mut none, mut answered) = (0, 0, 0);
+    for seed in 1..100 {
         let mut sim = Simulation::new(seed, Faults::none());
         let executor = sim.executor(Config::small());
-        let ready = Rc::new(Cell::new(false));
-        let done = Rc::clone(&ready);
+        let (ready, durable) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let (done, told) = (Rc::clone(&ready), Rc::clone(&durable));
         let task = async move {
             let [store, _] = shards().await;
             let (log, _) = open(&store, settings()).await;
@@ -144,7 +145,7 @@ fn a_deletion_that_is_cut_short_leaves_all_or_nothing() {
             log.flush().await.unwrap();
             done.set(true);
             log.delete().await.unwrap();
-            store.flush().await;
+            told.set(store.flush().await);
             std::future::pending::<()>().await;
         };
         sim.spawn_on(executor, Share::Replicate, task).detach();
@@ -166,11 +167,13 @@ fn a_deletion_that_is_cut_short_leaves_all_or_nothing() {
             );
             found.set(end);
         });
-        match end.get() {
-            0 => none += 1,
-            90 => whole += 1,
-            other => panic!("seed {seed}: {other} of 90"),
+        match (end.get(), durable.get()) {
+            (0, true) => answered += 1,
+            (0, false) => none += 1,
+            (90, false) => whole += 1,
+            (other, told) => panic!("seed {seed}: {other} of 90; told to be gone: {told}"),
         }
     }
-    assert!(whole > 5 && none > 5, "{whole} whole, {none} gone");
+    let all_met = whole > 5 && none > 5 && answered > 5;
+    assert!(all_met, "{whole} whole, {none} gone, {answered} gone as was told");
 }
