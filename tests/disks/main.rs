@@ -13,6 +13,7 @@ mod blocks;
 mod damage;
 mod full;
 mod fuse;
+mod hung;
 mod limits;
 mod power;
 mod stage;
@@ -46,6 +47,7 @@ const SCENARIOS: &[Scenario] = &[
     ("few_threads", limits::few_threads),
     ("little_locked_memory", limits::little_locked_memory),
     ("stopped_at_any_moment", limits::stopped_at_any_moment),
+    ("stop_on_a_hung_disk", hung::stop_has_a_limit),
     ("crowded_admin_socket", limits::crowded_admin_socket),
 ];
 
