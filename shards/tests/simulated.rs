@@ -275,6 +275,26 @@ fn many_partitions_are_deleted_while_another_is_followed() {
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
+/// Or a power loss would bring back what a person was told is gone.
+#[test]
+fn what_is_answered_to_be_deleted_does_not_come_back_after_a_power_loss() {
+    let mut world = caught_up(9);
+    let folder = |at: i32| PathBuf::from(format!("/data/prod/orders-{at}"));
+    let there = |world: &World, at: i32| {
+        world.sim.disk(world.machine(), |disk| disk.files(folder(at)).is_ok())
+    };
+    // Flushed, so that only the deletion is still to be.
+    world.sim.run_for(Duration::from_secs(5));
+    assert!((0..9).all(|at| there(&world, at)));
+    let partitions = (0..8).map(|at| world.key("orders", at)).collect();
+    let answers = world.ask(|reply| Command::Delete { partitions, reply });
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    world.crash();
+    let back: Vec<i32> = (0..8).filter(|&at| there(&world, at)).collect();
+    assert!(back.is_empty(), "back again: {back:?}");
+    assert!(there(&world, 8), "its neighbour stays");
+}
+
 #[test]
 fn a_batch_longer_than_any_can_be_is_asked_for_again_and_then_named_as_bad() {
     let mut world = caught_up(2);
