@@ -229,17 +229,21 @@ async fn repair_partition(
     let mut gone = None;
     // A log that is opened again may tell of more.
     for _ in 0..ROUNDS_MAX {
-        let damages = look(link, partition, &log, &verifier).await?;
+        let looked = look(link, partition, &log, &verifier, connection.is_some()).await;
+        let damages = match looked {
+            Err(RepairError::Unreadable) => {
+                connection = Some(connect(link, partition, shared).await?);
+                look(link, partition, &log, &verifier, true).await?
+            }
+            looked => looked?,
+        };
         if damages.is_empty() {
             return Ok(());
         }
         let mut mended = 0;
         for damage in damages {
             if connection.is_none() {
-                let made = connect(link, partition).await?;
-                shared.socket.set(Some(made.watch()));
-                shared.connected.set(true);
-                connection = Some(made);
+                connection = Some(connect(link, partition, shared).await?);
             }
             let connection = connection.as_mut().expect("just made");
             match mend(link, partition, &log, damage, connection).await {
@@ -265,12 +269,13 @@ async fn look(
     partition: &Rc<Partition>,
     log: &Rc<Log>,
     verifier: &Rc<Verifier>,
-) -> Result<Vec<Corrupt>, Failure> {
+    may_cut: bool,
+) -> Result<Vec<Corrupt>, RepairError> {
     let (link, partition) = (Rc::clone(link), Rc::clone(partition));
     let (log, verifier) = (Rc::clone(log), Rc::clone(verifier));
     let looking = to_its_end(async move {
         let was_corrupt = matches!(log.state(), LogState::Corrupt(_));
-        let damages = plan(&log, &verifier).await;
+        let damages = plan(&log, &verifier, may_cut).await;
         if was_corrupt && log.is_open() {
             partition.clear(ring::wall_ms());
             link.place(&partition);
@@ -278,14 +283,22 @@ async fn look(
         }
         damages
     });
-    Ok(looking.await?)
+    looking.await
 }
 
-async fn connect(link: &Rc<Link>, partition: &Partition) -> Result<Connection, Failure> {
+/// A connection to the leader, as the repair's own.
+async fn connect(
+    link: &Rc<Link>,
+    partition: &Partition,
+    shared: &Shared,
+) -> Result<Connection, Failure> {
     let Some(Leader { broker, .. }) = link.leader(partition) else {
         return Err(Failure::Later("the source names no leader for it".to_owned()));
     };
-    Ok(link.connect(broker).await?)
+    let connection = link.connect(broker).await?;
+    shared.socket.set(Some(connection.watch()));
+    shared.connected.set(true);
+    Ok(connection)
 }
 
 /// Fetches one range again and has it written.

@@ -42,6 +42,9 @@ pub enum RepairError {
     /// The device does not keep what is written.
     #[error("it was written again, and still reads otherwise")]
     Still,
+    /// Nothing that was flushed is damaged, and what lies behind it is not to be had from here.
+    #[error("it cannot be read behind its flushed end; it is cut there once the source answers")]
+    Unreadable,
     /// The log has changed: look again what is damaged.
     #[error("the log has changed meanwhile")]
     Changed,
@@ -65,8 +68,13 @@ pub struct Repair {
 
 /// What of a log is to be fetched again, exactly. A log that opening left corrupt, and whose files
 /// are whole by now, is opened again first. Where one cannot be read behind its flushed end, and
-/// was tried twice, it is cut: what the source has from there on comes as any other record.
-pub async fn plan(log: &Rc<Log>, verifier: &Verifier) -> Result<Vec<Corrupt>, RepairError> {
+/// was tried twice, it is cut if that is wanted: the source answers, and what it has from there on
+/// comes as any other record.
+pub async fn plan(
+    log: &Rc<Log>,
+    verifier: &Verifier,
+    may_cut: bool,
+) -> Result<Vec<Corrupt>, RepairError> {
     let mut seen: Vec<Corrupt> = Vec::new();
     loop {
         let LogState::Corrupt(corrupt) = log.state() else { return Ok(log.damages()) };
@@ -84,6 +92,7 @@ pub async fn plan(log: &Rc<Log>, verifier: &Verifier) -> Result<Vec<Corrupt>, Re
         }
         let cut = match seen.iter().filter(|other| **other == corrupt).count() {
             0 => None,
+            1 if behind && !may_cut => return Err(RepairError::Unreadable),
             1 if behind => Some((log.path(Kind::Log, corrupt.segment), corrupt.bytes.start)),
             _ => return Err(RepairError::Still),
         };

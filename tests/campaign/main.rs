@@ -10,6 +10,7 @@
 //! come up (it counts them, and fails if one never does). `-- --seconds 3600` or `-- --seeds
 //! 100000` runs longer, `UNDERSTUDY_SEED=n` one seed, and a failure prints that line.
 
+mod asked;
 mod brokers;
 mod control;
 mod model;
@@ -43,12 +44,16 @@ use tally::Tally;
 /// turned on its way to be compared, and passed for divergence; a cut that damage stood in the way
 /// of; a gap that a failed flush took, at whose end the log went on; a torn first segment that
 /// passed for flushed; a base offset that no segment holds; a flush that a stop cut short; an empty
-/// segment that was sealed behind one begun below it.
+/// segment that was sealed behind one begun below it; a gap behind what the source deleted; a turned
+/// base offset that a checker took for another batch's; an answer that was held back; a cut that a
+/// checker forgot; what could not be read behind the flushed end; a leader that came after none; a
+/// status from before a cut.
 const FOUND: &[u64] = &[
     1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076, 40085,
     40132, 60183, 20167, 20330, 20343, 70337, 70456, 80296, 101136, 101891, 102163, 102236, 102695,
     104210, 105882, 106921, 107296, 108552, 104682, 108619, 107775, 110161, 111162, 113389, 113681,
-    113959, 130858, 130863, 132389, 140468, 161533,
+    113959, 130858, 130863, 132389, 140468, 161533, 131412, 160601, 201936, 202334,
+    204234, 205397, 206015, 206603, 207677,
 ];
 
 /// How long the plain command runs.

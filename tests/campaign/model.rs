@@ -50,6 +50,17 @@ pub struct Flip {
     pub at: usize,
     /// What the byte was.
     pub was: u8,
+    /// What it is since.
+    pub is: u8,
+    /// Whether anything at all tells that it was turned.
+    pub told: bool,
+}
+
+impl Flip {
+    /// Whether the byte is still what it was turned to.
+    fn stands_in(&self, bytes: &[u8]) -> bool {
+        bytes.get(self.at) == Some(&self.is)
+    }
 }
 
 /// A copy that is as it may be.
@@ -107,6 +118,8 @@ impl Model {
         self.open_cuts.clear();
         self.stands = None;
         self.floor = self.floor.max(end.unwrap_or(0));
+        // The last status may be of before a cut.
+        self.flushed = end.map_or(self.flushed, |end| self.flushed.min(end));
     }
 
     /// Holds what is received against an order to stand still. A log that was just being made, and
@@ -201,6 +214,19 @@ impl Model {
         files.into_iter().filter_map(segment).collect()
     }
 
+    /// Where its first segment begins.
+    pub fn first_base(&self, disk: &Disk) -> Option<i64> {
+        let files = disk.files(self.id().folder(Path::new(DATA))).unwrap_or_default();
+        let parsed = files.iter().filter_map(|(path, _)| parse_file(path.file_name()?.to_str()?));
+        parsed.filter(|(_, kind)| *kind == Kind::Log).map(|(base, _)| base).min()
+    }
+
+    /// Whether a segment has a good seal.
+    pub fn is_sealed(&self, disk: &Disk, base: i64) -> bool {
+        let path = self.id().seal_folder(Path::new(DATA)).join(Kind::Seal.name(base));
+        disk.read_file(path).is_some_and(|bytes| Seal::decode(&bytes).is_ok())
+    }
+
     /// Holds the copy on a disk, up to `limit`, against everything the source ever was. With
     /// `exactly`, nothing may lie behind it.
     pub fn compare(
@@ -215,9 +241,9 @@ impl Model {
         let current = self.compare_with(&segments, now, limit, exactly);
         let error = match current {
             Ok(compared) => {
-                // It is on the source's present way: nothing of it has to be cut any more.
+                // All of it is on the source's present way: nothing has to be cut any more.
                 let cut = self.open_cuts.iter().copied().max().unwrap_or(i64::MIN);
-                if compared.end > cut || compared.end >= now.end_offset() {
+                if exactly && (compared.end > cut || compared.end >= now.end_offset()) {
                     self.open_cuts.clear();
                 }
                 return Ok(compared);
@@ -253,6 +279,8 @@ impl Model {
                 first = false;
             }
             let mut at = 0;
+            // The source's next behind what it has deleted, which may leave a gap, too.
+            let next_kept = log.batches_from(deleted_to).next().map(|batch| batch.base_offset);
             while bytes.len() >= at + 12 && bytes[at..at + 12].iter().any(|byte| *byte != 0) {
                 if result.end >= limit {
                     if exactly {
@@ -260,15 +288,17 @@ impl Model {
                     }
                     return Ok(result.before_what_follows_in(log));
                 }
-                let found = i64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+                let found = self.base_offset_at(path, at, bytes);
                 let mut next = log.batch_at(result.end);
                 if next.is_none_or(|next| next.base_offset != found) {
                     // What the source has deleted need not be here.
-                    let deleted = (found > result.end && found <= deleted_to).then_some(found);
+                    let deleted =
+                        found <= deleted_to || result.end < deleted_to && next_kept == Some(found);
+                    let deleted = (found > result.end && deleted).then_some(found);
                     let behind = self.behind_gaps(result.end).or(deleted);
                     next = behind.map_or(next, |behind| log.batch_at(behind));
                 }
-                let next = self.or_of_the_past(log, next, &bytes[at..]);
+                let next = self.or_of_the_past(log, next, found, &bytes[at..]);
                 let Some((log, batch)) = next else {
                     return Err(format!("{} has {found}, the source ends before", path.display()));
                 };
@@ -293,6 +323,7 @@ impl Model {
         &'a self,
         log: &'a PartitionLog,
         next: Option<BatchAt>,
+        found: i64,
         there: &[u8],
     ) -> Option<(&'a PartitionLog, BatchAt)> {
         let is_it = |log: &PartitionLog, batch: &BatchAt| {
@@ -303,13 +334,30 @@ impl Model {
         if next.is_some_and(|batch| is_it(log, &batch)) {
             return Some((log, next?));
         }
-        let offset = i64::from_be_bytes(there[..8].try_into().expect("8 bytes"));
         let past = self.before.iter().find_map(|before| {
-            let batch = before.batch_at(offset)?;
+            let batch = before.batch_at(found)?;
             (batch.next_offset <= log.log_start() && is_it(before, &batch))
                 .then_some((before, batch))
         });
         past.or(next.map(|next| (log, next)))
+    }
+
+    /// The base offset of the batch at a byte, as it was before a bit of it was turned.
+    fn base_offset_at(&self, path: &Path, at: usize, bytes: &[u8]) -> i64 {
+        let mut head: [u8; 8] = bytes[at..at + 8].try_into().expect("8 bytes");
+        let here = |flip: &&Flip| flip.path == path && (at..at + 8).contains(&flip.at);
+        for flip in self.flips.iter().filter(here).filter(|flip| flip.stands_in(bytes)) {
+            head[flip.at - at] = flip.was;
+        }
+        i64::from_be_bytes(head)
+    }
+
+    /// Bits that are still turned though something tells so.
+    pub fn turned(&self, disk: &Disk) -> Vec<&Flip> {
+        let stands = |flip: &&Flip| {
+            flip.told && disk.read_file(&flip.path).is_some_and(|bytes| flip.stands_in(&bytes))
+        };
+        self.flips.iter().filter(stands).collect()
     }
 
     /// Where the records go on, if they were reported lost from here on.
@@ -340,8 +388,9 @@ impl Model {
         let differ = (0..there.len()).filter(|index| there[*index] != expected[*index]);
         let mut flips = 0;
         for index in differ {
-            if !self.flips.iter().any(|flip| flip.path == path && flip.at == at + index) {
-                let (is, wanted) = (there[index], expected[index]);
+            let (is, wanted) = (there[index], expected[index]);
+            let turned = |flip: &Flip| flip.path == path && flip.at == at + index && flip.is == is;
+            if !self.flips.iter().any(turned) {
                 return Err(format!(
                     "{name} at {at}: byte {index} of batch {offset} is {is:#04x}, not {wanted:#04x}"
                 ));
@@ -365,12 +414,13 @@ impl Model {
             let seal = Seal::decode(&bytes_of_seal)
                 .map_err(|error| format!("{}: {error}", path.display()))?;
             let same = seal.bytes == bytes.len() as u64 && seal.crc == source::crc32c(bytes);
-            let turned = |flip: &&Flip| flip.path == *file && bytes.get(flip.at) != Some(&flip.was);
-            let flipped = self.flips.iter().filter(turned).count() > 0;
+            let mut turned =
+                self.flips.iter().filter(|flip| flip.path == *file && flip.stands_in(bytes));
+            let flipped = turned.clone().next().is_some();
             if !same && !flipped {
                 return Err(format!("{} does not fit its segment", path.display()));
             }
-            if same && flipped && self.before.is_empty() {
+            if same && turned.any(|flip| flip.told) && self.before.is_empty() {
                 return Err(format!("{} vouches for turned bits", path.display()));
             }
         }

@@ -8,7 +8,8 @@ use ring::sim::Machine;
 use shards::control::*;
 use tokio::sync::oneshot;
 
-use crate::control::link;
+use crate::asked::Asked;
+use crate::control::{Shard, link};
 use crate::plan::VERBS_FROM;
 use crate::tally::Tally;
 use crate::verbs::Standing;
@@ -18,9 +19,6 @@ use crate::world::{World, quiet};
 const OPENING: Duration = Duration::from_secs(120);
 /// How long catching up may take: longer than the longest pause between two tries.
 const CATCHING_UP: Duration = Duration::from_secs(900);
-/// In which every partition is answered: twice as long as a source may hold a fetch.
-const ASKED_AGAIN: Duration = Duration::from_secs(1);
-
 /// How often a person has to say the same for one partition.
 const ATTENDED_MAX: u32 = 4;
 
@@ -233,6 +231,7 @@ fn finish(world: &mut World) -> Result<(), String> {
         world.cluster.clear_faults();
         until_caught_up(world, None)?;
     }
+    verify(world)?;
     let peace = world.shards.iter().flat_map(|shard| shard.last.clone()).collect::<Vec<_>>();
     stop(world)?;
     check_final(world, &peace)
@@ -266,7 +265,8 @@ fn is_done(world: &World, status: &PartitionStatus) -> bool {
         }
         PartitionState::Corrupt => {
             // A power loss may have left a torn sector that cannot be read.
-            !model.flips.is_empty() || world.plan.trouble.bad_disk
+            let damaged = !model.flips.is_empty() || world.plan.trouble.bad_disk;
+            damaged && !is_mendable(world, &status.key)
         }
         PartitionState::Retrying => {
             // Nothing of it can be compared with a source that ends before it begins.
@@ -278,13 +278,44 @@ fn is_done(world: &World, status: &PartitionStatus) -> bool {
     }
 }
 
+/// Whether whatever may be damaged in a copy can be had from its source, and is looked for there.
+fn is_mendable(world: &World, key: &PartitionKey) -> bool {
+    let model = &world.models[key];
+    let first = world.sim.disk(Machine::FIRST, |disk| model.first_base(disk));
+    let there = first.is_some_and(|first| world.log(key).log_start() <= first);
+    // Where a source has no topic ids, what no checksum vouches for is not taken from it.
+    there
+        && world.standing[&key.topic] == Standing::Followed
+        && !world.plan.old_source
+        && model.before.is_empty()
+}
+
+/// Has everything read again: what is damaged is found, and mended.
+fn verify(world: &mut World) -> Result<(), String> {
+    for shard in &world.shards {
+        shard.tell(Command::Verify(VerifySettings {
+            bytes_per_second: 0,
+            first_after: Duration::ZERO,
+            every: CATCHING_UP * 10,
+        }));
+    }
+    let until = world.sim.now() + CATCHING_UP;
+    let verified = |shard: &Shard| {
+        shard.last.as_ref().is_some_and(|status| status.stats.verified_at_ms.is_some())
+    };
+    while !world.shards.iter().all(verified) {
+        world.pass(Duration::from_millis(50))?;
+        if world.sim.now() > until {
+            return Err("reading everything again never ends".into());
+        }
+    }
+    until_caught_up(world, None)
+}
+
 fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), String> {
     let until = world.sim.now() + CATCHING_UP;
     let mut attended = std::collections::BTreeMap::new();
-    // A copy may be as long as a source that lost its log's end and grew again: that it is another
-    // one, it hears with the next answer.
-    let asked_again = if world.plan.trouble.unclean { ASKED_AGAIN } else { Duration::ZERO };
-    let mut done_since = None;
+    let mut asked = Asked::default();
     loop {
         world.pass(Duration::from_millis(50))?;
         let keys: Vec<PartitionKey> = world.models.keys().cloned().collect();
@@ -300,12 +331,12 @@ fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), 
             }
         }
         if open.is_empty() && gone.is_none() {
-            if world.sim.now() >= *done_since.get_or_insert(world.sim.now()) + asked_again {
+            if asked.again(world) {
                 return Ok(());
             }
             continue;
         }
-        done_since = None;
+        asked = Asked::default();
         if world.sim.now() > until {
             if let Some(key) = gone {
                 return Err(format!("{key} is gone"));
@@ -394,6 +425,7 @@ fn check_final(world: &mut World, peace: &[ShardStatus]) -> Result<(), String> {
     for status in peace.iter().flat_map(|status| &status.partitions) {
         let key = &status.key;
         let log = world.log(key);
+        let mendable = is_mendable(world, key);
         let model = world.models.get_mut(key).expect("it is known");
         let corrupt = status.state == PartitionState::Corrupt;
         let limit = match (corrupt, model.sealed.is_some()) {
@@ -415,6 +447,10 @@ fn check_final(world: &mut World, peace: &[ShardStatus]) -> Result<(), String> {
         }
         world.tally.bytes += compared.bytes;
         world.tally.comparisons += 1;
+        let turned = world.sim.disk(Machine::FIRST, |disk| model.turned(disk));
+        if let Some(flip) = turned.first().filter(|_| mendable) {
+            return Err(format!("{key}: still turned: {flip:?}"));
+        }
         // Of a damaged one nothing was changed, and on a bad disk nothing can be said.
         if !corrupt || !model.flips.is_empty() && !world.plan.trouble.bad_disk {
             world.sim.disk(Machine::FIRST, |disk| model.check_seals(disk))?;

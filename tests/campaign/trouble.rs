@@ -2,7 +2,7 @@
 
 use ring::sim::Machine;
 use shards::control::PartitionKey;
-use source::{Fault, Target};
+use source::{BatchAt, Fault, Target};
 
 use crate::model::Flip;
 use crate::world::World;
@@ -175,23 +175,32 @@ impl World {
                 {
                     break;
                 }
-                batches.push((path.clone(), at, batch.bytes));
+                batches.push((path.clone(), at, batch));
                 at += batch.bytes;
             }
         }
         if !batches.is_empty() {
             let index = self.below(batches.len() as u64) as usize;
-            let (path, at, bytes) = batches[index].clone();
-            found = Some((path, at + self.below(bytes as u64) as usize));
+            let (path, at, batch) = batches[index].clone();
+            found = Some((path, at, batch, self.below(batch.bytes as u64) as usize));
         }
-        let Some((path, at)) = found else { return };
-        let Some((_, _, bytes)) = segments.iter().find(|(_, p, _)| *p == path) else { return };
+        let Some((path, start, batch, byte)) = found else { return };
+        let at = start + byte;
+        let Some((base, _, bytes)) = segments.iter().find(|(_, p, _)| *p == path) else { return };
         let Some(was) = bytes.get(at).copied() else { return };
         let bit = self.below(8) as u8;
-        self.sim.disk(Machine::FIRST, |disk| disk.flip_bit(&path, at as u64, bit));
+        let sealed = self.sim.disk(Machine::FIRST, |disk| {
+            disk.flip_bit(&path, at as u64, bit);
+            model.is_sealed(disk, *base)
+        });
+        self.trace(|| format!("bit {bit} of byte {at} turned in {}", path.display()));
+        let told = sealed || tells(byte, bit, &batch, log.batch_after(&batch));
+        let is = was ^ 1 << bit;
         let model = self.models.get_mut(&key).expect("it is known");
-        if !model.flips.iter().any(|flip| flip.path == path && flip.at == at) {
-            model.flips.push(Flip { path, at, was });
+        match model.flips.iter_mut().find(|flip| flip.path == path && flip.at == at) {
+            // It had been mended, or two bits of it are turned now.
+            Some(flip) => (flip.is, flip.told) = (is, flip.told || told),
+            None => model.flips.push(Flip { path, at, was, is, told }),
         }
         self.tally.count("bit turned below the flushed end");
     }
@@ -214,5 +223,21 @@ impl World {
             let _ = self.cluster.hold_high_watermark(&key.topic, key.partition, None);
         }
         self.sim.set_faults(crate::world::quiet());
+    }
+}
+
+/// Whether a bit turned in this byte of a batch that no seal covers shows. No checksum covers the
+/// base offset and the leader epoch: where a gap follows that is large enough, the one turned
+/// upwards passes for a gap before the batch, and the other for another leader's.
+fn tells(byte: usize, bit: u8, batch: &BatchAt, next: Option<BatchAt>) -> bool {
+    match byte {
+        0..8 => {
+            let by = 1i64 << (8 * (7 - byte) as u32 + u32::from(bit)).min(62);
+            let upwards = batch.base_offset & by == 0;
+            let room = next.map_or(0, |next| next.base_offset - batch.next_offset);
+            !upwards || by > room
+        }
+        12..16 => false,
+        _ => true,
     }
 }

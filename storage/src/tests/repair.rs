@@ -75,7 +75,7 @@ impl Origin {
     /// Repairs everything that is known to be damaged.
     pub async fn mend_all(&self, log: &Rc<Log>, verifier: &Verifier) -> Result<(), RepairError> {
         for _ in 0..1000 {
-            let Some(damage) = plan(log, verifier).await?.into_iter().next() else {
+            let Some(damage) = plan(log, verifier, true).await?.into_iter().next() else {
                 return Ok(());
             };
             self.mend(log, damage, verifier).await?;

@@ -47,6 +47,12 @@ fn what_cannot_be_read_behind_the_flushed_end_keeps_no_log_corrupt() {
     for behind in [512, 1024, 4096, 9000, 20_000] {
         spoiled(behind, async move |log, readable_to| {
             let origin = Origin::simulated(60);
+            if behind > 4096 {
+                let before = log.state();
+                let kept = plan(&log, &Verifier::new(0), false).await;
+                assert!(matches!(kept, Err(RepairError::Unreadable)), "{kept:?}");
+                assert_eq!(log.state(), before);
+            }
             origin.mend_all(&log, &Verifier::new(0)).await.unwrap();
             assert_eq!(log.state(), LogState::Healthy, "{behind} bytes behind");
             let end = log.positions().received.0.offset;
