@@ -20,8 +20,8 @@ pub const BENCH: Bench = Bench {
 fn run(bench: &Bench, options: &Options) -> Outcome<Report> {
     let bytes: u64 = options.unless_quick(4 << 30, 256 << 20);
     let load = format!(
-        "{} MiB waiting in 16 partitions, batches of 64 KiB, 1 MiB per partition and fetch, from \
-         the embedded source on the other core; one shard, 256 MiB of memory",
+        "{} MiB waiting in 16 partitions, batches of 64 KiB, 1 to 4 MiB per partition and fetch, \
+         from the embedded source on the other core; one shard, 256 MiB of memory",
         bytes >> 20
     );
     let mut report = bench.report(options, &load, Grid::describe())?;
