@@ -103,6 +103,21 @@ fn answers_are_allowed_no_more_than_is_reserved_for_them() {
     assert!(peak <= memory_bytes / 4 * 3, "{peak} bytes were asked for, reserved are fewer");
 }
 
+/// Its fetcher may have asked where it begins, and hear of it only then: nobody would own that log.
+#[test]
+fn a_partition_that_is_deleted_before_it_begins_can_be_made_again() {
+    for after_ms in (0..800).step_by(20) {
+        let link = long_link(Duration::from_millis(100));
+        let mut world = World::new(link, &[topic("orders", 2, 2)], settings(), 16 << 20);
+        world.sim.run_for(Duration::from_millis(after_ms));
+        let partitions = vec![world.key("orders", 0), world.key("orders", 1)];
+        let deleted = world.ask(|reply| Command::Delete { partitions, reply });
+        assert!(deleted.iter().all(Result::is_ok), "after {after_ms} ms: {deleted:?}");
+        world.assign(64 << 20);
+        world.until_caught_up(MINUTE);
+    }
+}
+
 /// At any moment: when its fetcher has been given a partition while an answer for another arrives,
 /// in the midst of that answer, when a write is under way.
 #[test]

@@ -120,6 +120,12 @@ impl Shard {
             undo_window: link.undo_window,
             start_offset_if_new: start.unwrap_or(0),
         };
+        // Whoever waited for its source, or for its turn, may have lost it meanwhile: the log would
+        // be nobody's, and stay open. From here on who takes it away waits.
+        if !self.owns(partition) {
+            let reason = format!("{} was taken away before it was opened", partition.key);
+            return Err(OpenError { reason, no_room: false });
+        }
         let _opening = Opening::begin(partition);
         match self.store.open_log(id.clone(), settings).await {
             Ok((log, recovered)) => {
@@ -148,9 +154,9 @@ impl Shard {
     }
 
     /// Whether a partition is still one of the shard's.
-    fn owns(&self, partition: &Rc<Partition>) -> bool {
+    fn owns(&self, partition: &Partition) -> bool {
         let partitions = self.partitions.borrow();
-        partitions.get(&partition.key).is_some_and(|known| Rc::ptr_eq(known, partition))
+        partitions.get(&partition.key).is_some_and(|known| known.uid == partition.uid)
     }
 
     /// Opens a log for which there was no room before; whoever has to have it now asks for this.
@@ -167,12 +173,23 @@ impl Shard {
         opened.map_err(|error| error.reason)
     }
 
+    /// Sealing a segment reads again what was written before the start: what it finds damaged is
+    /// mended as other damage is.
+    fn notice_damage(&self, partition: &Rc<Partition>) {
+        if partition.log().is_some_and(|log| log.is_damaged())
+            && let Some(link) = self.link(&partition.key.link)
+        {
+            link.repairs.notice(partition);
+        }
+    }
+
     /// Logs that failed are opened again when their time has come: what made them fail may be over.
     /// So are those for which there was no room, once there is.
     pub(super) fn reopen_failed(self: &Rc<Self>) {
         let now = ring::now();
         for partition in self.partitions.borrow().values() {
             if !partition.wants_reopening() {
+                self.notice_damage(partition);
                 continue;
             }
             if !partition.reopening.borrow_mut().is_due(now, ring::random()) {
