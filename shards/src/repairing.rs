@@ -157,6 +157,13 @@ impl Repairs {
         self.waiting.borrow_mut().insert(partition.uid, Rc::clone(partition));
     }
 
+    /// The same, unless its damage is known here already.
+    pub fn notice(&self, partition: &Rc<Partition>) {
+        if !self.waiting.borrow().contains_key(&partition.uid) {
+            self.add_if_damaged(partition);
+        }
+    }
+
     /// The partition is no longer one of the link's.
     pub fn remove(&self, partition: &Partition) {
         self.waiting.borrow_mut().remove(&partition.uid);
