@@ -92,7 +92,10 @@ pub fn partition_files() -> Outcome {
             let whole = stopped.whole(partition);
             eprintln!("  {part:?} {manner:?}: {} {} {}", told.state, told.code, told.reason);
             match (told.state.as_str(), whole) {
-                ("ACTIVE", Ok(())) => {}
+                ("ACTIVE", Ok(())) => {
+                    let sides = stopped.sides_whole(partition);
+                    wrong.extend(sides.err().map(|e| format!("{part:?} {manner:?}: {e}")));
+                }
                 ("ACTIVE", Err(e)) => wrong.push(format!("{part:?} {manner:?}: ACTIVE, yet {e}")),
                 _ if part.is_segment() => {
                     wrong.push(format!("{part:?} {manner:?}: not repaired: {told:?}"));
@@ -331,6 +334,23 @@ impl Stopped {
         let end = self.source.compare(TOPIC, partition as i32, &folder)?;
         let due = self.source.ends(TOPIC)?[partition];
         ensure(end == due, || format!("{TOPIC}-{partition} ends at {end}, not at {due}"))
+    }
+
+    /// Whether what lies beside a partition's batches is byte for byte what it was.
+    fn sides_whole(&self, partition: usize) -> Outcome {
+        let name = format!("{TOPIC}-{partition}");
+        for folder in [Path::new(LINK), &Path::new(".understudy/seals").join(LINK)] {
+            let (was, is) = (self.safe.join(folder).join(&name), self.node.data().join(folder));
+            let is = is.join(&name);
+            let (before, after) = (listing(&was)?, listing(&is)?);
+            ensure(before == after, || format!("{before:?} have become {after:?}"))?;
+            // Batches are held against the source.
+            for (file, _) in before.iter().filter(|(file, _)| !file.ends_with(".log")) {
+                let read = |folder: &Path| fs::read(folder.join(file)).map_err(|e| e.to_string());
+                ensure(read(&was)? == read(&is)?, || format!("{name}: {file} has changed"))?;
+            }
+        }
+        Ok(())
     }
 
     fn file(&self, partition: usize, part: Part) -> Outcome<PathBuf> {

@@ -68,9 +68,29 @@ pub fn unusable_data_folders() -> Outcome {
     Ok(())
 }
 
-/// Too few descriptors: it says so and does not start, or it runs and copies what there is.
+/// Whether it has to run with that much of something.
+#[derive(Clone, Copy)]
+enum Must {
+    /// It says what there is too little of, and does not start.
+    BeRefused,
+    /// It says so, or runs and copies what there is.
+    SayOrRun,
+    Run,
+}
+
+impl Must {
+    fn hold(self, runs: bool, what: &str) -> Outcome {
+        match self {
+            Must::BeRefused => ensure(!runs, || format!("it runs with {what}")),
+            Must::SayOrRun => Ok(()),
+            Must::Run => ensure(runs, || format!("it does not run with {what}")),
+        }
+    }
+}
+
+/// Too few descriptors: it names the limit and does not start. With enough it runs.
 pub fn few_descriptors() -> Outcome {
-    for count in [16, 128, 4096] {
+    for (count, must) in [(16, Must::BeRefused), (128, Must::BeRefused), (4096, Must::Run)] {
         let source = source(10, 0.0)?;
         let mut node = Understudy::at("descriptors", source.bootstrap(), None, &[TOPIC])?;
         node.within(&["prlimit".into(), format!("--nofile={count}:{count}"), "--".into()]);
@@ -78,6 +98,7 @@ pub fn few_descriptors() -> Outcome {
         let proven = node_ends_or(&mut node, "NOFILE", |node| source.prove(node).map(drop))?;
         let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
         ensure(!said.contains("panicked"), || format!("{count} descriptors: {said}"))?;
+        must.hold(proven, &format!("{count} descriptors"))?;
         eprintln!(
             "  {count}: {}",
             if proven { "runs" } else { said.lines().find(|l| l.contains("NOFILE")).unwrap_or("") }
@@ -86,10 +107,10 @@ pub fn few_descriptors() -> Outcome {
     Ok(())
 }
 
-/// Too few threads for a user that is not root: it says so and does not start, or it runs and
-/// copies what there is.
+/// Too few threads for a user that is not root: it says so and does not start. With enough it runs.
 pub fn few_threads() -> Outcome {
-    for count in [2, 6, 12, 64] {
+    let few = [(2, Must::BeRefused), (6, Must::SayOrRun), (12, Must::SayOrRun), (64, Must::Run)];
+    for (count, must) in few {
         let source = source(10, 0.0)?;
         let mut node = Understudy::at("threads", source.bootstrap(), None, &[TOPIC])?;
         // Root has no such limit; nobody else is this user.
@@ -99,10 +120,11 @@ pub fn few_threads() -> Outcome {
         let words = user.into_iter().chain(files).map(str::to_owned);
         node.within(&words.chain(limit).collect::<Vec<_>>());
         node.spawn()?;
-        let proven = node_ends_or(&mut node, "thread", |node| source.prove(node).map(drop))?;
+        let proven = node_ends_or(&mut node, "TasksMax", |node| source.prove(node).map(drop))?;
         let said = fs::read_to_string(node.log()).map_err(|e| e.to_string())?;
         ensure(!said.contains("panicked"), || format!("{count} threads: {said}"))?;
-        let words = said.lines().rev().find(|line| line.contains("thread")).unwrap_or("");
+        must.hold(proven, &format!("{count} threads"))?;
+        let words = said.lines().rev().find(|line| line.contains("TasksMax")).unwrap_or("");
         eprintln!("  {count}: {}", if proven { "runs" } else { words });
     }
     Ok(())

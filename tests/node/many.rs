@@ -12,6 +12,8 @@ use crate::stage::{Source, ensure};
 
 const LEFT: &str = "left";
 const COUNT: usize = 10_000;
+/// With fewer than that nothing is shown, unless they are asked for.
+const COUNT_MIN: usize = 5_000;
 /// What a node has open beside one file of each partition, and more.
 const FILES_BESIDE: usize = 2_048;
 
@@ -22,9 +24,14 @@ const FILES_BESIDE: usize = 2_048;
 /// was begun when it is back. `UNDERSTUDY_TOPICS` says how many, ten thousand unless told, or fewer
 /// where no more files may be open.
 pub fn deleted_at_once() -> Outcome {
-    let count = std::env::var("UNDERSTUDY_TOPICS").ok().and_then(|n| n.parse().ok());
-    let count: usize = count.unwrap_or(COUNT).min(open_files_max()?.saturating_sub(FILES_BESIDE));
-    ensure(count > 0, || "too few files may be open".into())?;
+    let wanted = std::env::var("UNDERSTUDY_TOPICS").ok().and_then(|n| n.parse().ok());
+    let wanted: usize = wanted.unwrap_or(COUNT);
+    let files = open_files_max()?;
+    let count = wanted.min(files.saturating_sub(FILES_BESIDE));
+    eprintln!("  {count} topics of {wanted}; {files} files may be open");
+    ensure(count > 0 && count >= wanted.min(COUNT_MIN), || {
+        format!("{files} open files are too few for {wanted} topics: raise `ulimit -Hn`")
+    })?;
     let names: Vec<String> = (0..count).map(|index| format!("many-{index:05}")).collect();
     let small =
         |name: &str| TopicSpec::new(name, 1, 2).with_batches(3, 2_000, 4).with_ring_bytes(16 << 10);
