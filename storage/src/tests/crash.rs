@@ -143,7 +143,9 @@ async fn check(copy: &Path, sent: &Sent, written: i64) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn the_death_of_the_process_loses_nothing_that_was_written(steps in prop::collection::vec(step(), 1..25)) {
+    fn the_death_of_the_process_loses_nothing_that_was_written(
+        steps in prop::collection::vec(step(), 1..25),
+    ) {
         run(play(steps));
     }
 }

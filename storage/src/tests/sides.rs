@@ -1,5 +1,5 @@
-//! Indexes and seals, each hurt in every way: what a start and a verifying pass leave behind is byte
-//! for byte what was there, and readers are told of the same aborted transactions.
+//! Indexes and seals, each hurt in every way: what a start and a verifying pass leave behind is
+//! byte for byte what was there, and readers are told of the same aborted transactions.
 
 use std::collections::BTreeMap;
 
