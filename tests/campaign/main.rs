@@ -44,10 +44,10 @@ use tally::Tally;
 /// turned on its way to be compared, and passed for divergence; a cut that damage stood in the way
 /// of; a gap that a failed flush took, at whose end the log went on; a torn first segment that
 /// passed for flushed; a base offset that no segment holds; a flush that a stop cut short; an empty
-/// segment that was sealed behind one begun below it; a gap behind what the source deleted; a turned
-/// base offset that a checker took for another batch's; an answer that was held back; a cut that a
-/// checker forgot; what could not be read behind the flushed end; a leader that came after none; a
-/// status from before a cut; damage that sealing found, and nobody mended.
+/// segment that was sealed behind one begun below it; a gap behind what the source deleted; a
+/// turned base offset that a checker took for another batch's; an answer that was held back; a cut
+/// that a checker forgot; what could not be read behind the flushed end; a leader that came after
+/// none; a status from before a cut; damage that sealing found, and nobody mended.
 const FOUND: &[u64] = &[
     1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076, 40085,
     40132, 60183, 20167, 20330, 20343, 70337, 70456, 80296, 101136, 101891, 102163, 102236, 102695,
