@@ -186,6 +186,7 @@ pub(crate) async fn load(
         corrupt: verdict.corrupt.clone(),
     };
     if verdict.corrupt.is_none() {
+        verdict.remove.extend(files::orphaned_seals(&listing, verdict.end.segment));
         loading.carry_out(&verdict).await?;
     }
     let opened = loading.finish(settings, entry, &verdict, &found, new).await?;

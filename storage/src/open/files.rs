@@ -33,9 +33,11 @@ impl Files {
         folder.join(kind.name(offset))
     }
 
-    /// Removes a segment that lies behind the `end` of the log. The snapshot at the base of the
-    /// first of these is the end of what stays.
+    /// Removes a segment that lies behind the `end` of the log, its seal first: one that a crash
+    /// left alone would be held against a later segment of that base. The snapshot at the base of
+    /// the first of these is the end of what stays.
     pub async fn remove_behind(&self, end: i64, base: i64) -> Result<(), LogError> {
+        remove(&self.path(Kind::Seal, base)).await?;
         for kind in Kind::ALL {
             if kind != Kind::Snapshot || base > end {
                 remove(&self.path(kind, base)).await?;
@@ -86,6 +88,13 @@ impl Files {
         }
         Ok(files)
     }
+}
+
+/// Bases at or above `end` of seals without a segment.
+pub(super) fn orphaned_seals(listing: &BTreeMap<(i64, u8), u64>, end: i64) -> Vec<i64> {
+    let seals = listing.keys().filter(|key| key.1 == Kind::Seal as u8 && key.0 >= end);
+    let alone = seals.filter(|key| !listing.contains_key(&(key.0, Kind::Log as u8)));
+    alone.map(|key| key.0).collect()
 }
 
 /// Everything the decision needs to know of the disk.

@@ -437,3 +437,44 @@ fn a_segment_that_nothing_came_for_is_no_hole() {
         store.close().await;
     });
 }
+
+/// A crash left the seal of a segment that was being removed. It speaks of other records than those
+/// that come in its place.
+#[test]
+fn a_seal_without_its_segment_vouches_for_nothing() {
+    let mut sim = Simulation::new(9, Faults::none());
+    let first = live(&mut sim, async {
+        let store = simulated_store().await;
+        let small = LogSettings { segment_bytes: 40_000, ..LogSettings::default() };
+        let (log, _) = open(&store, small).await;
+        respond(&log, &batches(0..70), 3000).unwrap();
+        log.flush().await.unwrap();
+        let path = log.path(Kind::Seal, 0);
+        let seal = ring::fs::read(&path, 1 << 20).await.unwrap();
+        log.truncate_to(0).await.unwrap();
+        assert!(!ring::fs::exists(log.path(Kind::Log, 0)).await.unwrap());
+        ring::fs::write(&path, seal).await.unwrap();
+        store.close().await;
+    });
+    sim.kill(first);
+    let second = live(&mut sim, async {
+        let store = simulated_store().await;
+        let (log, recovered) = open(&store, LogSettings::default()).await;
+        assert_eq!((recovered.removed_segments, recovered.corrupt), (0, None));
+        for base in 0..60 {
+            let other = Shape { body: 1000, epoch: 9, ..Shape::at(base) };
+            respond(&log, &other.bytes(), 3000).unwrap();
+        }
+        log.flush().await.unwrap();
+        (store, log)
+    });
+    sim.kill(second);
+    let last = sim.executor(Config::small());
+    sim.run_on(last, async move {
+        let store = simulated_store().await;
+        let (log, recovered) = open(&store, LogSettings::default()).await;
+        assert_eq!((log.state(), recovered.corrupt), (LogState::Healthy, None));
+        assert_eq!(log.positions().received.0.offset, 60);
+        store.close().await;
+    });
+}
