@@ -310,6 +310,28 @@ fn what_is_answered_to_be_deleted_does_not_come_back_after_a_power_loss() {
     assert!(there(&world, 8), "its neighbour stays");
 }
 
+/// A deletion that fails can be ordered again, and says so as long as anything is left.
+#[test]
+fn what_could_not_be_deleted_is_not_said_to_be_gone() {
+    let mut world = caught_up(2);
+    let folder = PathBuf::from("/data/prod/orders-0");
+    let machine = world.machine();
+    let in_the_way = "/data/.understudy/deleted";
+    world.sim.disk(machine, |disk| disk.write_file(in_the_way, b"no folder").expect("a file"));
+    let delete = |world: &mut World| {
+        let partitions = vec![world.key("orders", 0)];
+        world.ask(|reply| Command::Delete { partitions, reply }).remove(0)
+    };
+    for _ in 0..2 {
+        let refused = delete(&mut world).expect_err("there is no place for it");
+        assert!(refused.reason.contains(in_the_way), "{refused:?}");
+        assert!(world.sim.disk(machine, |disk| disk.files(&folder).is_ok()));
+    }
+    world.sim.disk(machine, |disk| disk.lose_file(in_the_way).expect("it was there"));
+    delete(&mut world).expect("deleted");
+    assert!(world.sim.disk(machine, |disk| disk.files(&folder).is_err()));
+}
+
 #[test]
 fn a_batch_longer_than_any_can_be_is_asked_for_again_and_then_named_as_bad() {
     let mut world = caught_up(2);

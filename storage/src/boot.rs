@@ -107,7 +107,7 @@ impl Boot {
                 Err(source) => return Err(BootError::Io { path: path.join(OWN_FOLDER), source }),
             };
             // What a crash left of deletions; if it cannot be removed, it harms nobody.
-            let _ = fs::remove_dir_all(dead_folders(&path));
+            let _ = remove_dead(&path);
             write_reserve(&path)?;
             let base = Mutex::new(base);
             directories.push(Arc::new(Directory { path, boot: count, lost, ledger, base }));
@@ -214,6 +214,16 @@ pub fn slot_path(data_dir: &Path, shard: u16, slot: u64) -> PathBuf {
 /// Where the folders of deleted partitions lie until their files are removed.
 pub(crate) fn dead_folders(data_dir: &Path) -> PathBuf {
     data_dir.join(OWN_FOLDER).join("deleted")
+}
+
+/// Empties it. It stays: on a full disk there may be no room for it when something is to be deleted.
+fn remove_dead(data_dir: &Path) -> io::Result<()> {
+    let dead = dead_folders(data_dir);
+    fs::create_dir_all(&dead)?;
+    for folder in fs::read_dir(dead)? {
+        fs::remove_dir_all(folder?.path())?;
+    }
+    Ok(())
 }
 
 /// Gives space back to a full disk, so that a failover can write out what it has and be recorded:

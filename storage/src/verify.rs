@@ -84,7 +84,8 @@ impl Verifier {
     /// Reads the whole blocks around byte `at`, up to `end`: the bytes from `at` on, and how many.
     async fn read(&self, file: &File, at: u64, end: u64) -> io::Result<(Lease, Range<usize>)> {
         let aligned = at / BLOCK_BYTES * BLOCK_BYTES;
-        let wanted = (end - aligned).next_multiple_of(BLOCK_BYTES).min(VERIFY_BYTES as u64);
+        // The end may be unknown.
+        let wanted = (end - aligned).min(VERIFY_BYTES as u64).next_multiple_of(BLOCK_BYTES);
         let lease = self.memory(wanted as usize).await.split(wanted as usize).0;
         let (mut read, mut lease) = file.read_at(aligned, lease).await;
         if read.is_err() && lease.len() > BLOCK {

@@ -88,14 +88,20 @@ impl Shard {
     }
 
     async fn delete_one(self: Rc<Self>, key: PartitionKey) -> Result<(), Refused> {
-        if let Some(partition) = { self.partitions.borrow().get(&key).cloned() } {
-            let opened = self.open_if_unopened(&partition).await;
-            opened.map_err(|reason| Refused { reason })?;
-        }
+        let partition = self.partitions.borrow().get(&key).cloned();
+        let Some(partition) = partition else { return Ok(()) };
+        let opened = self.open_if_unopened(&partition).await;
+        opened.map_err(|reason| Refused { reason })?;
         let Some(log) = self.take_out(&key).await else { return Ok(()) };
+        if let Err(error) = log.delete().await {
+            let reason = format!("{key}: {error}");
+            // Or nobody would know of what is left, and the next order would say that all is gone.
+            partition.set_log(Some(log));
+            self.partitions.borrow_mut().insert(key, partition);
+            return Err(Refused { reason });
+        }
         self.existing.borrow_mut().remove(log.id());
-        let deleted = log.delete().await;
-        deleted.map_err(|error| Refused { reason: format!("{key}: {error}") })
+        Ok(())
     }
 }
 

@@ -177,3 +177,14 @@ fn a_deletion_that_is_cut_short_leaves_all_or_nothing() {
     let all_met = whole > 5 && none > 5 && answered > 5;
     assert!(all_met, "{whole} whole, {none} gone, {answered} gone as was told");
 }
+
+/// On a full disk there may be no room for the folder that a deletion needs.
+#[test]
+fn the_folder_of_what_is_deleted_is_empty_after_a_start_and_stays() {
+    let folder = disk();
+    let dead = crate::boot::dead_folders(folder.path());
+    std::fs::create_dir_all(dead.join("1-0-1")).unwrap();
+    std::fs::write(dead.join("1-0-1/00000000000000000000.log"), "left by a crash").unwrap();
+    Boot::prepare(&[folder.path().to_owned()]).unwrap();
+    assert_eq!(std::fs::read_dir(&dead).unwrap().count(), 0);
+}
