@@ -183,8 +183,8 @@ fn a_deletion_that_is_cut_short_leaves_all_or_nothing() {
 fn the_folder_of_what_is_deleted_is_empty_after_a_start_and_stays() {
     let folder = disk();
     let dead = crate::boot::dead_folders(folder.path());
-    std::fs::create_dir_all(dead.join("1-0-1")).unwrap();
-    std::fs::write(dead.join("1-0-1/00000000000000000000.log"), "left by a crash").unwrap();
+    fs::create_dir_all(dead.join("1-0-1")).unwrap();
+    fs::write(dead.join("1-0-1/00000000000000000000.log"), "left by a crash").unwrap();
     Boot::prepare(&[folder.path().to_owned()]).unwrap();
-    assert_eq!(std::fs::read_dir(&dead).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(&dead).unwrap().count(), 0);
 }
