@@ -3,8 +3,11 @@
 //! Before records are taken, on every start of a partition, its last batch is compared with the
 //! source's at that offset, and its last epoch's end with the source's: a topic that was recreated
 //! and has grown past our end looks healthy otherwise, and sources before 2.8 have no topic ids.
+//! Where the source's epochs say that it parted from us, that batch has to be another one, too.
 //! A batch that is another one is held against its own checksum before that is believed: bytes
 //! that were changed on the way are bad bytes, and no sign that a source has parted from us.
+
+use std::fmt;
 
 use storage::batch::Producer;
 use storage::check::{AppendError, Bounds, Checker};
@@ -30,6 +33,8 @@ pub enum Compared {
     Gone,
     /// Another batch at the same offsets.
     Different,
+    /// What the source calls committed ends before it.
+    NotYet,
 }
 
 /// Our last batch on its way to be compared with what the source sends of its own.
@@ -39,18 +44,24 @@ pub struct Comparison {
     head: Vec<u8>,
     checker: Checker,
     result: Option<Compared>,
+    parted: Option<i64>,
 }
 
 impl Comparison {
-    /// With our last batch.
-    pub fn new(ours: LastBatch) -> Self {
-        let bounds = Bounds::local(BATCH_BYTES_MAX);
-        Self { ours, head: Vec::new(), checker: Checker::new(0, None, 0, bounds), result: None }
+    /// With our last batch; and where the source's epochs part from ours, if they say so.
+    pub fn new(ours: LastBatch, parted: Option<i64>) -> Self {
+        let checker = Checker::new(0, None, 0, Bounds::local(BATCH_BYTES_MAX));
+        Self { ours, head: Vec::new(), checker, result: None, parted }
     }
 
     /// Our last batch.
     pub fn ours(&self) -> &LastBatch {
         &self.ours
+    }
+
+    /// Where the source's epochs part from ours, if they say so.
+    pub fn parted(&self) -> Option<i64> {
+        self.parted
     }
 
     /// What came of it. None: what was sent so far does not tell.
@@ -65,9 +76,9 @@ impl Comparison {
         self.result = None;
     }
 
-    /// The source has no such batch.
-    pub fn is_gone(&mut self) {
-        self.result = Some(Compared::Gone);
+    /// Of what the source calls committed it is no part.
+    pub fn is_not_yet(&mut self) {
+        self.result = Some(Compared::NotYet);
     }
 
     /// Takes the answer's next bytes. Whether more are needed.
@@ -211,6 +222,8 @@ pub enum Epochs {
         /// The common part ends here or before.
         common_end: i64,
     },
+    /// No log has such epochs.
+    Senseless,
 }
 
 /// Judges the source's answer to OffsetForLeaderEpoch (KIP-101, KIP-320).
@@ -226,10 +239,13 @@ pub fn judge_epochs(
     our_end_of: impl Fn(i32) -> Option<(i32, i64)>,
 ) -> Epochs {
     let (epoch, end) = theirs;
-    if epoch < 0 || end < 0 {
+    if epoch < 0 && end < 0 {
         return Epochs::Agree;
     }
-    if epoch >= asked {
+    if epoch < 0 || end < 0 || epoch > asked {
+        return Epochs::Senseless;
+    }
+    if epoch == asked {
         return match end < our_end {
             true => Epochs::Diverged { common_end: end },
             false => Epochs::Agree,
@@ -249,9 +265,39 @@ pub fn judge_epochs(
     }
 }
 
+/// What a source says of one of its logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLog {
+    /// Its first offset.
+    pub start: i64,
+    /// Its high watermark.
+    pub end: i64,
+}
+
+impl fmt::Display for SourceLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, end } = self;
+        write!(f, "the source says that its log goes from {start} to {end}")
+    }
+}
+
+impl SourceLog {
+    /// Whether a log can be like that.
+    pub fn is_one(&self) -> bool {
+        0 <= self.start && self.start <= self.end
+    }
+
+    /// Whether, moreover, this offset is one of it, or its end.
+    pub fn holds(&self, offset: i64) -> bool {
+        self.is_one() && (self.start..=self.end).contains(&offset)
+    }
+}
+
 /// What an OFFSET_OUT_OF_RANGE means, once the source's range is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutOfRange {
+    /// No log has such a range.
+    Senseless,
     /// The source's log starts beyond our end: these records are lost to us.
     Gap {
         /// The first offset the source still has.
@@ -260,16 +306,18 @@ pub enum OutOfRange {
     /// The source's log ends before ours. Whether it lost records or only lags behind a leader
     /// change, its epochs tell.
     BeyondEnd,
-    /// The range has moved meanwhile: ask again.
+    /// The range has moved meanwhile, or the source contradicts itself.
     InRange,
 }
 
 /// Classifies an OFFSET_OUT_OF_RANGE: our next offset against the source's log start and high
 /// watermark, as its leader says them (ListOffsets).
-pub fn classify(ours: i64, source_start: i64, source_end: i64) -> OutOfRange {
-    if ours < source_start {
-        OutOfRange::Gap { source_start }
-    } else if ours > source_end {
+pub fn classify(ours: i64, theirs: SourceLog) -> OutOfRange {
+    if !theirs.is_one() {
+        OutOfRange::Senseless
+    } else if ours < theirs.start {
+        OutOfRange::Gap { source_start: theirs.start }
+    } else if ours > theirs.end {
         OutOfRange::BeyondEnd
     } else {
         OutOfRange::InRange
@@ -345,7 +393,7 @@ mod tests {
         let crc = u32::from_be_bytes(bytes[17..21].try_into().expect("4"));
         let bytes = bytes.len() as u32;
         let ours = LastBatch { last_offset: 100, bytes, crc, record_count: 1, ..ours() };
-        let mut comparison = Comparison::new(ours);
+        let mut comparison = Comparison::new(ours, None);
         comparison.begin(Bounds::local(BATCH_BYTES_MAX));
         for piece in theirs.chunks(piece) {
             if !comparison.take(piece)? {
@@ -423,9 +471,20 @@ mod tests {
     }
 
     #[test]
+    fn epochs_that_no_log_has_say_nothing() {
+        for theirs in [(6, 100), (6, 3), (5, -1), (i32::MAX, i64::MAX), (-1, 100), (5, i64::MIN)] {
+            assert_eq!(judge_epochs(5, (0, 100), theirs, |_| None), Epochs::Senseless);
+        }
+    }
+
+    #[test]
     fn out_of_range_has_two_sides() {
+        let classify = |ours, start, end| classify(ours, SourceLog { start, end });
         assert_eq!(classify(5, 10, 20), OutOfRange::Gap { source_start: 10 });
         assert_eq!(classify(21, 10, 20), OutOfRange::BeyondEnd);
         assert_eq!(classify(20, 10, 20), OutOfRange::InRange);
+        assert_eq!(classify(5, i64::MAX, 20), OutOfRange::Senseless);
+        assert_eq!(classify(5, -1, 20), OutOfRange::Senseless);
+        assert_eq!(classify(5, 0, -1), OutOfRange::Senseless);
     }
 }

@@ -377,8 +377,11 @@ impl Partition {
         }
     }
 
-    /// Notes what an answer said of the source's log.
+    /// Notes what an answer said of the source's log. One that contradicts itself says nothing.
     pub fn heard(&self, start: i64, end: i64) {
+        if start >= 0 && end >= 0 && start > end {
+            return;
+        }
         let mut source = self.source.get();
         source.start = (start >= 0).then_some(start).or(source.start);
         source.end = (end >= 0).then_some(end).or(source.end);

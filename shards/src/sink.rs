@@ -9,7 +9,7 @@ use storage::check::{AppendError, Bounds};
 use storage::limits::BATCH_BYTES_MAX;
 use storage::log::{AppendLimits, Log, LogState};
 
-use crate::check::Comparison;
+use crate::check::{Comparison, SourceLog};
 use crate::limits::COMPARE_LEASE_BYTES;
 use crate::partition::Partition;
 
@@ -27,6 +27,20 @@ pub enum Stage {
     /// The first of them is compared with our last batch. Apart, since there are thousands of
     /// members and few are compared.
     Comparing(Box<Comparison>),
+    /// They are skipped: whether the source's log begins here, beyond our end, is what counts.
+    Stepping {
+        /// Where it is said to begin.
+        to: i64,
+    },
+}
+
+/// What a source said when it was asked for what its log is said to begin with.
+#[derive(Clone, Copy, Debug)]
+pub struct Stepped {
+    /// Where that is.
+    pub to: i64,
+    /// What it says now.
+    pub theirs: SourceLog,
 }
 
 /// What one answer said and did, partition by partition; cleared and used again.
@@ -38,6 +52,8 @@ pub struct Outcome {
     pub bare: Vec<u32>,
     /// Partitions whose last batch has been compared.
     pub compared: Vec<u32>,
+    /// Partitions whose log was found to begin beyond our end, or not.
+    pub stepped: Vec<(u32, Stepped)>,
     /// Partitions with trouble.
     pub troubles: Vec<(u32, Trouble)>,
 }
@@ -47,6 +63,7 @@ impl Outcome {
         self.moved.clear();
         self.bare.clear();
         self.compared.clear();
+        self.stepped.clear();
         self.troubles.clear();
     }
 }
@@ -131,8 +148,9 @@ impl<'a> Sink<'a> {
             self.outcome.troubles.push((self.key, Trouble::Append { error, began_at: before }));
             return Take::Skip;
         }
-        // A source that claims to start beyond what it just let us ask for is not believed.
-        if head.log_start_offset <= before {
+        // A source that claims to start beyond what it just let us ask for, or beyond what it says
+        // is committed, is not believed.
+        if head.log_start_offset <= before.min(head.high_watermark) {
             log.advance_start(head.log_start_offset);
         }
         if head.records_bytes == 0 {
@@ -179,8 +197,16 @@ impl<'a> Sink<'a> {
             return Take::Records;
         }
         if head.high_watermark <= comparison.ours().base_offset {
-            comparison.is_gone();
+            comparison.is_not_yet();
         }
+        Take::Skip
+    }
+
+    fn step(&mut self, to: i64, head: &PartitionHead) -> Take {
+        // Before version 5 it is only said by not refusing the offset.
+        let start = if head.log_start_offset < 0 { to } else { head.log_start_offset };
+        let theirs = SourceLog { start, end: head.high_watermark };
+        self.outcome.stepped.push((self.key, Stepped { to, theirs }));
         Take::Skip
     }
 
@@ -210,7 +236,7 @@ impl<'a> Sink<'a> {
     fn comparison(&mut self) -> Option<&mut Comparison> {
         match &mut self.members.get_mut(self.key as usize)?.as_mut()?.stage {
             Stage::Comparing(comparison) => Some(comparison),
-            Stage::Appending => None,
+            Stage::Appending | Stage::Stepping { .. } => None,
         }
     }
 
@@ -257,6 +283,7 @@ impl RecordSink for Sink<'_> {
         match member.stage {
             Stage::Appending => self.append(head),
             Stage::Comparing(_) => self.compare(head),
+            Stage::Stepping { to } => self.step(to, head),
         }
     }
 

@@ -264,6 +264,10 @@ pub(crate) fn list_offsets(
                 (time, lie.unwrap_or(offset), epoch)
             });
             let answer = ListOffsetsPartitionResponse::default().with_partition_index(partition);
+            if let Some(code) = refusal(state, broker, name, partition) {
+                partitions.push(answer.with_error_code(code));
+                continue;
+            }
             partitions.push(match found {
                 Ok((timestamp, offset, epoch)) => answer
                     .with_timestamp(timestamp)
@@ -278,6 +282,18 @@ pub(crate) fn list_offsets(
     }
     encode(response, &ListOffsetsResponse::default().with_topics(topics), version);
     Ok(())
+}
+
+/// Whether a fault refuses to answer a question about a partition, and how; counted.
+fn refusal(state: &mut State, broker: usize, name: &str, partition: i32) -> Option<i16> {
+    let suits = |fault: &Fault| matches!(fault, Fault::RefuseQuestions(_));
+    match state.faults.of_partition(broker, name, partition, suits)? {
+        (index, Fault::RefuseQuestions(code)) => {
+            state.faults.count(&[index]);
+            Some(code)
+        }
+        _ => None,
+    }
 }
 
 /// What a fault makes of the offset that is asked for; counted.
@@ -346,6 +362,10 @@ pub(crate) fn offset_for_leader_epoch(
             let epoch = r.i32()?;
             r.skip_tags()?;
             let answer = EpochEndOffset::default().with_partition(partition);
+            if let Some(code) = refusal(state, broker, name, partition) {
+                partitions.push(answer.with_error_code(code));
+                continue;
+            }
             let found = find(state, broker, name, partition, current_epoch, now)
                 .map(|log| log.end_offset_for_epoch(epoch));
             partitions.push(match found {

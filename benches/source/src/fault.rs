@@ -81,6 +81,9 @@ pub enum Fault {
         end_offset: i64,
     },
 
+    /// ListOffsets and OffsetForLeaderEpoch: answers with an error code.
+    RefuseQuestions(i16),
+
     // Of a frame.
     /// Sends the first half of an answer and closes the connection.
     HalfFrameThenClose,

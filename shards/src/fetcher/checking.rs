@@ -1,5 +1,11 @@
 //! Before a partition is fetched: where it begins, and whether it still is what we know.
+//!
+//! What a source says here is held against the rest of what it says. Where that contradicts itself
+//! nothing begins, moves or is cut: the partition says why, and asks again after pauses that grow.
 
+mod out_of_range;
+
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use net::fetch::Wanted;
@@ -8,8 +14,8 @@ use net::{Api, Connection, ErrorCode, NetError};
 use storage::log::Log;
 
 use super::Fetcher;
-use crate::check::{Compared, Comparison, Epochs, OutOfRange, classify, judge_epochs};
-use crate::control::{Event, FaultCode, OnSourceGap, Start};
+use crate::check::{Comparison, Epochs, SourceLog, judge_epochs};
+use crate::control::{Event, FaultCode, Start};
 use crate::limits::CHECKS_PER_REQUEST;
 use crate::partition::Partition;
 use crate::sink::Stage;
@@ -47,15 +53,16 @@ impl Fetcher {
             .copied()
             .filter(|key| self.member(*key).is_some_and(|m| m.partition.unchecked()))
             .collect();
-        self.compare_epochs(connection, &unchecked).await?;
+        let parted = self.compare_epochs(connection, &unchecked).await?;
         for key in keys {
-            self.start_member(*key);
+            self.start_member(*key, parted.get(key).copied());
         }
         Ok(())
     }
 
-    /// Asks for the member's records, or first for its last batch to compare.
-    fn start_member(&mut self, key: u32) {
+    /// Asks for the member's records, or first for its last batch to compare. That the source's
+    /// epochs part from ours, and where, is believed once the last batch is seen to be another.
+    fn start_member(&mut self, key: u32, parted: Option<i64>) {
         let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
         let Some(log) = partition.log() else { return };
@@ -67,9 +74,11 @@ impl Fetcher {
                     leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
                     max_bytes: i32::try_from(last.bytes).unwrap_or(i32::MAX),
                 };
-                member.stage = Stage::Comparing(Box::new(Comparison::new(last)));
+                member.stage = Stage::Comparing(Box::new(Comparison::new(last, parted)));
                 self.session.want(key, wanted);
+                self.watch_answer(key);
             }
+            None if let Some(common_end) = parted => self.diverged(key, common_end),
             _ => {
                 partition.set_unchecked(false);
                 partition.asked_anew(ring::wall_ms());
@@ -93,35 +102,25 @@ impl Fetcher {
         if new.is_empty() {
             return Ok(());
         }
-        let timestamp = match self.link.settings().start {
-            Start::Earliest => EARLIEST,
-            Start::Latest => LATEST,
-            Start::TimestampMs(ms) => ms.max(0),
-        };
         let partitions: Vec<_> = new.iter().map(|(_, partition)| Rc::clone(partition)).collect();
-        let mut starts = list_offsets(connection, &partitions, timestamp).await?;
-        if timestamp >= 0 {
-            // No record is that young: begin at the end.
-            let late: Vec<usize> = (0..starts.len()).filter(|at| starts[*at] == Ok(-1)).collect();
-            let theirs: Vec<_> = late.iter().map(|at| Rc::clone(&partitions[*at])).collect();
-            let ends = list_offsets(connection, &theirs, LATEST).await?;
-            for (at, end) in late.into_iter().zip(ends) {
-                starts[at] = end;
-            }
-        }
+        let beginnings = self.beginnings(connection, &partitions).await?;
         let mut opening = Vec::new();
-        for ((key, partition), start) in new.into_iter().zip(starts) {
-            match start {
-                Ok(offset) => {
+        for ((key, partition), beginning) in new.into_iter().zip(beginnings) {
+            match beginning {
+                Ok(Beginning { log, offset }) if !log.holds(offset) => {
+                    let reason = format!("{log}; the copy cannot begin at offset {offset}");
+                    self.wait_and_retry(key, reason);
+                }
+                Ok(Beginning { offset, .. }) => {
                     let link = Rc::clone(&self.link);
                     opening.push((
                         key,
                         ring::spawn(ring::Share::Replicate, async move {
-                            link.open_log(&partition, offset.max(0)).await
+                            link.open_log(&partition, offset).await
                         }),
                     ));
                 }
-                Err(code) => self.settle_code(key, code),
+                Err(code) => self.question_refused(key, code),
             }
         }
         for (key, opened) in opening {
@@ -132,14 +131,42 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Compares the ends of our last epochs with the source's.
-    async fn compare_epochs(
+    /// Where new partitions begin. The log's end is asked for last: whatever happens there
+    /// meanwhile, a source that tells the truth names a place within the log.
+    async fn beginnings(
+        &self,
+        connection: &mut Connection,
+        partitions: &[Rc<Partition>],
+    ) -> Result<Vec<Result<Beginning, ErrorCode>>, NetError> {
+        let start = self.link.settings().start;
+        let starts = list_offsets(connection, partitions, EARLIEST).await?;
+        let times = match start {
+            Start::TimestampMs(ms) => list_offsets(connection, partitions, ms.max(0)).await?,
+            Start::Earliest | Start::Latest => starts.clone(),
+        };
+        let ends = list_offsets(connection, partitions, LATEST).await?;
+        let beginning = |((earliest, time), end): ((Answer, Answer), Answer)| {
+            let log = SourceLog { start: earliest?, end: end? };
+            let offset = match (start, time?) {
+                (Start::Earliest, _) => log.start,
+                // No record is that young: begin at the end.
+                (Start::Latest, _) | (Start::TimestampMs(_), -1) => log.end,
+                (Start::TimestampMs(_), offset) => offset,
+            };
+            Ok(Beginning { log, offset })
+        };
+        Ok(starts.into_iter().zip(times).zip(ends).map(beginning).collect())
+    }
+
+    /// Compares the ends of our last epochs with the source's. Whose part, and where.
+    pub(super) async fn compare_epochs(
         &mut self,
         connection: &mut Connection,
         keys: &[u32],
-    ) -> Result<(), NetError> {
+    ) -> Result<BTreeMap<u32, i64>, NetError> {
+        let mut parted = BTreeMap::new();
         if connection.versions().newest(Api::OffsetForLeaderEpoch).is_none() {
-            return Ok(());
+            return Ok(parted);
         }
         let mut asking: Vec<EpochCheck> = Vec::new();
         for key in keys {
@@ -154,7 +181,7 @@ impl Fetcher {
         }
         for _ in 0..EPOCH_STEPS_MAX {
             if asking.is_empty() {
-                return Ok(());
+                break;
             }
             let questions: Vec<EpochQuestion<'_>> = asking
                 .iter()
@@ -173,15 +200,21 @@ impl Fetcher {
                 let theirs = match answer {
                     Ok(theirs) => (theirs.epoch, theirs.end_offset),
                     Err(code) => {
-                        self.settle_code(key, code);
+                        self.question_refused(key, code);
                         continue;
                     }
                 };
                 let ours = (log.positions().log_start_offset, end);
                 match judge_epochs(epoch, ours, theirs, |epoch| log.end_offset_for_epoch(epoch)) {
                     Epochs::Agree => {}
-                    Epochs::Diverged { common_end } => {
-                        self.diverged(key, &partition, &log, common_end);
+                    Epochs::Diverged { common_end } => drop(parted.insert(key, common_end)),
+                    Epochs::Senseless => {
+                        let (epoch_there, end_there) = theirs;
+                        let reason = format!(
+                            "the source says that of the epochs up to {epoch} its last is \
+                             {epoch_there} and ends at offset {end_there}, which makes no sense"
+                        );
+                        self.wait_and_retry(key, reason);
                     }
                     Epochs::Older { epoch, common_end } => {
                         again.push(EpochCheck { key, partition, log, epoch, end: common_end });
@@ -193,11 +226,13 @@ impl Fetcher {
         for EpochCheck { key, .. } in asking {
             self.wait_and_retry(key, "the source's leader epochs make no sense".to_owned());
         }
-        Ok(())
+        Ok(parted)
     }
 
     /// The source lost records we have.
-    fn diverged(&mut self, key: u32, partition: &Rc<Partition>, log: &Log, common_end: i64) {
+    pub(super) fn diverged(&mut self, key: u32, common_end: i64) {
+        let Some(partition) = self.owned(key) else { return };
+        let Some(log) = partition.log() else { return };
         let end = log.positions().received.0.offset;
         if !self.link.settings().allow_truncation {
             let reason = format!(
@@ -211,99 +246,14 @@ impl Fetcher {
         let event = Event::Truncated { key: name, from: common_end, to: end };
         self.cut(key, common_end, None, Some(event));
     }
+}
 
-    /// Finds out why offsets were out of range, from the leader that said so.
-    pub(super) async fn classify_out_of_range(
-        &mut self,
-        connection: &mut Connection,
-    ) -> Result<(), NetError> {
-        let keys = std::mem::take(&mut self.out_of_range);
-        let asking: Vec<(u32, Rc<Partition>)> = keys
-            .iter()
-            .filter_map(|key| Some((*key, Rc::clone(&self.member(*key)?.partition))))
-            .collect();
-        if asking.is_empty() {
-            return Ok(());
-        }
-        let partitions: Vec<_> = asking.iter().map(|(_, p)| Rc::clone(p)).collect();
-        let starts = list_offsets(connection, &partitions, EARLIEST).await?;
-        let ends = list_offsets(connection, &partitions, LATEST).await?;
-        let mut beyond = Vec::new();
-        for ((key, partition), (start, end)) in asking.into_iter().zip(starts.into_iter().zip(ends))
-        {
-            let (start, end) = match (start, end) {
-                (Ok(start), Ok(end)) => (start, end),
-                (Err(code), _) | (_, Err(code)) => {
-                    self.settle_code(key, code);
-                    continue;
-                }
-            };
-            partition.heard(start, end);
-            let Some(log) = partition.log() else { continue };
-            let ours = log.positions().received.0.offset;
-            match classify(ours, start, end) {
-                OutOfRange::InRange => self.in_range(key, start, end),
-                OutOfRange::Gap { source_start } => {
-                    self.source_gap(key, &partition, &log, source_start);
-                }
-                OutOfRange::BeyondEnd => beyond.push((key, end)),
-            }
-        }
-        let keys: Vec<u32> = beyond.iter().map(|(key, _)| *key).collect();
-        self.compare_epochs(connection, &keys).await?;
-        for (key, end) in beyond {
-            let Some(partition) = self.owned(key) else { continue }; // cut, or waiting for a person
-            let Some(log) = partition.log() else { continue };
-            let ours = log.positions().received.0.offset;
-            // Its epochs agree: the new leader has not caught up with what the old one showed. Or
-            // it is another log, which may have grown past our end by the next look.
-            partition.set_unchecked(true);
-            let reason =
-                format!("the source's end, {end}, is below the copy's, {ours}; waiting for it");
-            self.wait_and_retry(key, reason);
-        }
-        Ok(())
-    }
+type Answer = Result<i64, ErrorCode>;
 
-    /// The range has moved, or the source contradicts itself. It may also be another log by now,
-    /// that has grown past our end since: nothing is taken before our last batch was compared.
-    fn in_range(&mut self, key: u32, source_start: i64, source_end: i64) {
-        let Some(partition) = self.owned(key) else { return };
-        let asked = match self.member(key).map(|member| &member.stage) {
-            Some(Stage::Comparing(comparison)) => comparison.ours().base_offset,
-            _ => partition.log().map_or(0, |log| log.positions().received.0.offset),
-        };
-        if asked < source_start {
-            // Our last batch was deleted there.
-            return self.settle_comparison(key, Compared::Gone);
-        }
-        partition.set_unchecked(true);
-        let reason = format!(
-            "the source says that offset {asked} is out of range, and that its log goes from \
-             {source_start} to {source_end}"
-        );
-        self.wait_and_retry(key, reason);
-    }
-
-    /// The source no longer has what comes next.
-    fn source_gap(&mut self, key: u32, partition: &Rc<Partition>, log: &Log, source_start: i64) {
-        let ours = log.positions().received.0.offset;
-        let lost =
-            Event::SourceGap { key: partition.key.clone(), lost_from: ours, lost_to: source_start };
-        self.link.tell(lost);
-        let lost = format!("offsets {ours} to {} were deleted at the source", source_start - 1);
-        match self.link.settings().on_source_gap {
-            OnSourceGap::Fault => {
-                let reason = format!("{lost} before they were copied");
-                self.fault(key, FaultCode::SourceGap, reason);
-            }
-            OnSourceGap::Continue => {
-                log.advance_start(source_start);
-                // Of what comes there nothing can be compared.
-                self.settle_comparison(key, Compared::Gone);
-            }
-        }
-    }
+/// Where a new partition begins, and what the source says of its log.
+struct Beginning {
+    log: SourceLog,
+    offset: i64,
 }
 
 /// An epoch of ours whose end is asked for.
@@ -316,7 +266,7 @@ struct EpochCheck {
     end: i64,
 }
 
-async fn list_offsets(
+pub(super) async fn list_offsets(
     connection: &mut Connection,
     partitions: &[Rc<Partition>],
     timestamp: i64,

@@ -40,6 +40,9 @@ impl Fetcher {
                 self.settle_comparison(key, compared);
             }
         }
+        for (key, stepped) in outcome.stepped.drain(..) {
+            self.settle_step(key, stepped);
+        }
         for key in outcome.moved.drain(..) {
             // What is about to be taken back was no progress.
             let taken_back = |(troubled, trouble): &(u32, Trouble)| {
@@ -80,7 +83,9 @@ impl Fetcher {
             ends.extend(self.below_end.take());
         }
         for key in ends {
-            if let Some(partition) = self.owned(key)
+            if !matches!(self.member(key).map(|member| &member.stage), Some(Stage::Appending)) {
+                self.unanswered(key);
+            } else if let Some(partition) = self.owned(key)
                 && let Some(wanted) = self.session.wanted(key)
                 && let Some(log) = partition.log()
                 && wanted.fetch_offset == log.positions().received.0.offset
@@ -88,6 +93,23 @@ impl Fetcher {
                 partition.note_bare(ring::now());
                 self.move_if_due(&partition);
             }
+        }
+    }
+
+    /// Looks from now on whether the source says anything of what was asked of a member. Of what it
+    /// has not committed it says nothing in a session.
+    pub(super) fn watch_answer(&mut self, key: u32) {
+        self.below_end.forget(key);
+        self.below_end.note(key);
+    }
+
+    /// A source that was asked for a batch neither sends it nor says why.
+    fn unanswered(&mut self, key: u32) {
+        let just_came = self.outcome.compared.contains(&key)
+            || self.outcome.stepped.iter().any(|(stepped, _)| *stepped == key);
+        if !just_came && let Some(wanted) = self.session.wanted(key) {
+            let offset = wanted.fetch_offset;
+            self.wait_and_retry(key, format!("the source sends nothing of offset {offset}"));
         }
     }
 
@@ -126,9 +148,28 @@ impl Fetcher {
     pub(super) fn settle_comparison(&mut self, key: u32, compared: Compared) {
         let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
-        member.stage = Stage::Appending;
-        match compared {
-            Compared::Same | Compared::Cleaned | Compared::Gone => {
+        let parted = match std::mem::replace(&mut member.stage, Stage::Appending) {
+            Stage::Comparing(comparison) => comparison.parted(),
+            Stage::Appending | Stage::Stepping { .. } => None,
+        };
+        let ours = partition.log().map_or(0, |log| log.positions().received.0.offset);
+        match (compared, parted) {
+            (Compared::Same | Compared::Cleaned, Some(common_end)) => {
+                let reason = format!(
+                    "the source says that its leader epochs part from the copy's at offset \
+                     {common_end}, the copy goes to {ours}; but it has the copy's last batch"
+                );
+                self.wait_and_retry(key, reason);
+            }
+            (_, Some(common_end)) => self.diverged(key, common_end),
+            (Compared::NotYet, None) => {
+                let reason = format!(
+                    "what the source calls committed ends before the copy's last batch, the copy \
+                     goes to {ours}; waiting for it"
+                );
+                self.wait_and_retry(key, reason);
+            }
+            (Compared::Same | Compared::Cleaned | Compared::Gone, None) => {
                 partition.set_unchecked(false);
                 partition.asked_anew(ring::wall_ms());
                 // An idle partition may not be mentioned again: what was heard has to serve.
@@ -137,10 +178,9 @@ impl Fetcher {
                 self.watch_end(key, &partition);
                 self.want(key);
             }
-            Compared::Different => {
-                let end = partition.log().map_or(0, |log| log.positions().received.0.offset);
+            (Compared::Different, None) => {
                 let reason = format!(
-                    "the source holds other records than the copy before offset {end}: the topic \
+                    "the source holds other records than the copy before offset {ours}: the topic \
                      was recreated, or its log was replaced"
                 );
                 self.fault(key, FaultCode::Diverged, reason);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ring::sim::{ExecutorId, Faults, Machine, Simulation};
 use ring::{Address, Class, Config, Gather, Listener, Share, Stream};
 use shards::control::*;
-use source::{Cluster, Desk, Reply, TopicSpec, Versions};
+use source::{Cluster, Desk, Fault, Reply, Target, TopicSpec, Versions};
 use storage::boot::Boot;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
@@ -44,6 +44,8 @@ pub struct World {
     pub executor: ExecutorId,
     commands: mpsc::Sender<Command>,
     events: mpsc::Receiver<Event>,
+    /// What it told, but for stale metadata.
+    pub seen: Vec<Event>,
     topics: Vec<TopicSpec>,
     /// Whether the source tells topic ids.
     ids: bool,
@@ -92,17 +94,24 @@ impl World {
         settings: LinkSettings,
         memory_bytes: usize,
     ) -> World {
-        World::with_versions(Versions::newest(), faults, topics, settings, memory_bytes)
+        World::with_source(Versions::newest(), &[], faults, topics, settings, memory_bytes)
+    }
+
+    /// One whose source lies from the start.
+    pub fn lying(lies: &[(Target, Fault)], topics: &[TopicSpec], settings: LinkSettings) -> World {
+        let (versions, faults) = (Versions::newest(), Faults::none());
+        World::with_source(versions, lies, faults, topics, settings, 16 << 20)
     }
 
     /// One whose source is older than topic ids.
     pub fn before_ids(topics: &[TopicSpec], settings: LinkSettings) -> World {
         let versions = Versions::kafka_2_1();
-        World::with_versions(versions, Faults::none(), topics, settings, 16 << 20)
+        World::with_source(versions, &[], Faults::none(), topics, settings, 16 << 20)
     }
 
-    fn with_versions(
+    fn with_source(
         versions: Versions,
+        lies: &[(Target, Fault)],
         faults: Faults,
         topics: &[TopicSpec],
         settings: LinkSettings,
@@ -118,6 +127,9 @@ impl World {
         };
         let desk = Desk::new(config).expect("a possible source");
         let cluster = desk.cluster();
+        for (target, lie) in lies {
+            cluster.inject(target.clone(), lie.clone(), None);
+        }
         let machine = sim.machine();
         let memory = |arena_bytes| Config { arena_bytes, operations_max: 4096, ..Config::small() };
         let broker = sim.executor_on(machine, memory(64 << 20));
@@ -151,6 +163,7 @@ impl World {
             executor,
             commands,
             events,
+            seen: Vec::new(),
             topics,
             ids,
             connections_peak,
@@ -232,8 +245,9 @@ impl World {
 
     pub fn status(&mut self) -> ShardStatus {
         while let Ok(event) = self.events.try_recv() {
-            if matches!(event, Event::MetadataStale { .. }) {
-                self.tell_leaders();
+            match event {
+                Event::MetadataStale { .. } => self.tell_leaders(),
+                event => self.seen.push(event),
             }
         }
         let status = self.ask(|reply| Command::Status { link: None, reply });
