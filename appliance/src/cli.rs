@@ -2,8 +2,8 @@
 //!
 //! Exit codes are stable: 0 done, or it was so already · 1 it failed, and may be run again · 2 the
 //! command or the configuration is wrong · 3 refused in this state · 4 there is no such thing ·
-//! 5 no node can be reached · 6 not permitted · 7 the node cannot run before a person has mended what
-//! it names.
+//! 5 no node can be reached · 6 not permitted · 7 the node cannot run before a person has mended
+//! what it names.
 
 mod arguments;
 mod client;

@@ -216,7 +216,8 @@ pub(crate) fn dead_folders(data_dir: &Path) -> PathBuf {
     data_dir.join(OWN_FOLDER).join("deleted")
 }
 
-/// Empties it. It stays: on a full disk there may be no room for it when something is to be deleted.
+/// Empties it. It stays: on a full disk there may be no room for it when something is to be
+/// deleted.
 fn remove_dead(data_dir: &Path) -> io::Result<()> {
     let dead = dead_folders(data_dir);
     fs::create_dir_all(&dead)?;

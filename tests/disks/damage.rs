@@ -245,8 +245,10 @@ pub fn own_files() -> Outcome {
         let said = fs::read_to_string(stopped.node.log()).map_err(|e| e.to_string())?;
         match ended {
             None => return Err(format!("store {manner:?}: it runs\n{said}")),
-            Some(clean) => {
-                ensure(!clean, || format!("store {manner:?}: status 0\n{said}"))?;
+            Some(code) => {
+                // Which the unit says not to start again.
+                let lasting = code == Some(7);
+                ensure(lasting, || format!("store {manner:?}: status {code:?}\n{said}"))?;
                 let last = said.lines().last().unwrap_or_default().to_owned();
                 let named = said.contains("metadata.store");
                 ensure(named, || format!("store {manner:?}: not named\n{said}"))?;
@@ -428,12 +430,12 @@ fn copy(from: &Path, to: &Path) -> Outcome {
 }
 
 /// Whether it has ended within three seconds, and with status 0.
-fn soon_ended(node: &mut Understudy) -> Outcome<Option<bool>> {
+fn soon_ended(node: &mut Understudy) -> Outcome<Option<Option<i32>>> {
     for _ in 0..60 {
         let process = node.process().ok_or("it does not run")?;
         if let Some(status) = process.ended()? {
             node.kill();
-            return Ok(Some(status.success()));
+            return Ok(Some(status.code()));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
