@@ -1,6 +1,6 @@
-//! A source that contradicts itself about its offsets: on the simulator, one lie at a time. Whatever
-//! it says ends in a named state and pauses that grow, moves and cuts nothing, and is over with the
-//! lie.
+//! A source that contradicts itself about its offsets: on the simulator, one lie at a time.
+//! Whatever it says ends in a named state and pauses that grow, moves and cuts nothing, and is over
+//! with the lie.
 
 mod world;
 
@@ -342,7 +342,7 @@ fn every_lasting_lie_ends_in_a_named_state() {
         let waits = matches!(sick.state, PartitionState::Retrying | PartitionState::Faulted(_));
         let named = waits && sick.reason.is_some();
         match lie {
-            // Nobody can know where in the frame the neighbours' records are: so the connection is given up.
+            // Nobody can know where in the frame the neighbours' records are.
             Fault::RecordsLength(_) => assert!(named && well.reason.is_some(), "{told}"),
             // Silence, in a session, is no trouble; but no lag is known.
             Fault::Empty | Fault::WrongPartition(_) => {

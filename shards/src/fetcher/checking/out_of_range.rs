@@ -1,8 +1,9 @@
 //! Why an offset was out of the source's range, and what follows from it.
 //!
-//! A follower of Kafka's own takes the leader's word: it cuts its log to the leader's end, or begins
-//! anew at its start (`fetchOffsetAndTruncate`). Here one answer moves nothing: a log end below ours
-//! needs leader epochs that part from ours, too, and a log start beyond ours a fetch that finds it.
+//! A follower of Kafka's own takes the leader's word: it cuts its log to the leader's end, or
+//! begins anew at its start (`fetchOffsetAndTruncate`). Here one answer moves nothing: a log end
+//! below ours needs leader epochs that part from ours, too, and a log start beyond ours a fetch that
+//! finds it.
 
 use std::rc::Rc;
 
