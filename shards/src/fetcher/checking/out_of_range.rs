@@ -2,8 +2,8 @@
 //!
 //! A follower of Kafka's own takes the leader's word: it cuts its log to the leader's end, or
 //! begins anew at its start (`fetchOffsetAndTruncate`). Here one answer moves nothing: a log end
-//! below ours needs leader epochs that part from ours, too, and a log start beyond ours a fetch that
-//! finds it.
+//! below ours needs leader epochs that part from ours, too, and a log start beyond ours a fetch
+//! that finds it.
 
 use std::rc::Rc;
 
