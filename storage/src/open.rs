@@ -72,6 +72,11 @@ pub(crate) async fn open(
         entry.topic_id.is_none() || entry.topic_id == settings.topic_id || entry.doubtful
     });
     let until = entry.filter(|entry| entry.suspect).map(|entry| entry.flushed.offset);
+    // What was read at the start is durable already.
+    let said_now = |entry: &Entry| entry.turn > 0 || !volume.has_base();
+    if let Some(entry) = entry.filter(|entry| entry.suspect && said_now(entry)) {
+        volume.make_durable(&id, Entry { turn: claim.turn, ..entry }).await?;
+    }
     let failures = volume.flush_failures();
     let (opened, recovered) = load(&files, settings, entry, until).await.map_err(|error| {
         match error {
@@ -398,12 +403,21 @@ impl Loading<'_> {
                 let start = Replay::segment_start(flushed.segment, None, false);
                 (flushed, if usable { replay } else { start })
             }
-            None => (start.place, start),
+            // Sealed segments are believed to have been flushed: see `recovery`.
+            None if found.lost => (start.place, start),
+            // No checkpoint has named it: that segments are sealed does not say that they are on
+            // the device.
+            None => {
+                let first = found.segments.first().map_or(end.segment, |first| first.base);
+                let none = Replay::segment_start(first, None, false);
+                (none.place, none)
+            }
         };
         // The flushed batch's, also when reading did not come so far, or went further.
         let flushed_epoch = match found.entry {
             Some(entry) if !sound => entry.last_epoch.or(self.last_epoch),
             Some(entry) if flushed == entry.flushed && flushed != end => entry.last_epoch,
+            None if !found.lost => None,
             _ => self.last_epoch,
         };
         let sealed =

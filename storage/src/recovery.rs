@@ -4,6 +4,7 @@
 //! after the other, and ends with a [`Verdict`]. The rules:
 //!
 //! - What the checkpoint calls flushed is trusted; what lies above it is scanned.
+//! - Of a log that no checkpoint names nothing counts as flushed: a seal is no proof of it.
 //! - Bad bytes above the flushed place were torn: they are cut, the source is asked again.
 //! - Good ones above it are written again (`write_again`): that they can be read does not
 //!   say that a flush will find them.

@@ -19,6 +19,7 @@ mod beside;
 mod crash;
 mod format;
 mod found;
+mod lowered;
 mod owners;
 pub mod repair;
 mod rules;
@@ -26,6 +27,7 @@ mod sides;
 mod simulated;
 mod trouble;
 mod undo;
+mod unnamed;
 
 /// A data directory on a file system with direct I/O; /tmp is often memory.
 pub fn disk() -> TempDir {

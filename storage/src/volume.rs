@@ -21,7 +21,7 @@ use crate::limits::{
     BACKGROUND_WORKERS, INDEX_ENTRIES_IN_ALL, INDEX_ENTRIES_PENDING, INDEX_ENTRIES_PENDING_MIN,
     SPACE_BYTES_MAX, SPACE_BYTES_MIN, WRITE_DELAY_US, WRITES_IN_FLIGHT_MAX,
 };
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogError, LogState};
 use crate::names::LogId;
 use crate::queue::pop_if;
 use crate::segment::Write;
@@ -232,6 +232,31 @@ impl Volume {
     pub async fn forget_deleted(&self, id: &LogId, turn: u64) -> bool {
         self.gone.borrow_mut().insert(id.clone(), turn);
         self.flush().await
+    }
+
+    /// Makes it durable where a log ends that is about to be cut there. Whoever had it in this run
+    /// may have lowered its end, and no checkpoint may say so: a crash would then find files that
+    /// are shorter than a checkpoint claims, which is what damage looks like. `entry` has the turn
+    /// of the new owner.
+    ///
+    /// # Errors
+    /// There is no room to say so, or the flush failed. Nothing may be cut then.
+    pub(crate) async fn make_durable(&self, id: &LogId, entry: Entry) -> Result<(), LogError> {
+        let failures = self.flush_failures();
+        self.closed.borrow_mut().insert(id.clone(), entry);
+        if self.flush().await {
+            return Ok(());
+        }
+        let state = match self.flush_failures() == failures {
+            true => LogState::DiskFull,
+            false => LogState::Failed("where it is to be cut could not be made durable".to_owned()),
+        };
+        Err(LogError::State(state))
+    }
+
+    /// Whether the checkpoints of the runs before are on the device as they were read.
+    pub(crate) fn has_base(&self) -> bool {
+        !self.directory.is_base_missing()
     }
 
     /// The store is gone: nothing of it is held here any more.

@@ -300,6 +300,8 @@ impl Log {
             let mut inner = self.inner.borrow_mut();
             inner.expired.retain(|&expired| expired != base);
             inner.sealed.retain(|&(sealed, _)| sealed != base);
+            // What is gone is not to be mended, nor may it keep others from it.
+            inner.damages.retain(|damage| damage.segment != base);
             let start = inner.sealed.first().map_or(inner.active.base, |&(first, _)| first);
             if inner.epochs.truncate_start(start) {
                 inner.epochs_dirty = true;

@@ -16,6 +16,7 @@ use ring::sim::{Faults, Simulation, for_seeds};
 use ring::{File, Gather, OpenOptions};
 
 mod cuts;
+mod gone;
 mod torn;
 mod unreadable;
 

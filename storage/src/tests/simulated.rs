@@ -175,7 +175,7 @@ async fn live_on_bad_disk(known: Rc<Known>) {
     loop {
         let (log, recovered) = match store.open_log(id(0), settings()).await {
             Ok(opened) => opened,
-            Err(LogError::Io { .. }) => continue,
+            Err(LogError::Io { .. } | LogError::State(LogState::Failed(_))) => continue,
             Err(error) => panic!("{error}"),
         };
         if recovered.corrupt.is_none() {
