@@ -419,6 +419,21 @@ impl Fetcher {
                 _ => self.blocked.push(key),
             }
         }
+        if !self.blocked.is_empty() {
+            self.block_others();
+        }
+    }
+
+    /// A log may have become full while its partition, at its end, was asked for and silent.
+    fn block_others(&mut self) {
+        let is_full = |key: &u32| {
+            let member = self.member(*key)?;
+            let appending = matches!(member.stage, Stage::Appending);
+            let full = member.partition.log()?.state() == LogState::DiskFull;
+            (appending && full && self.session.wanted(*key).is_some()).then_some(*key)
+        };
+        let full: Vec<u32> = self.by_uid.values().filter_map(is_full).collect();
+        full.into_iter().for_each(|key| self.want(key));
     }
 
     /// The connection is gone: everything waits, and is told why.
