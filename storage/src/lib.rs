@@ -22,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+mod alone;
 mod append;
 pub mod batch;
 pub mod boot;

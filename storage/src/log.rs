@@ -184,6 +184,8 @@ pub(crate) struct Flags {
     pub dirty: Cell<bool>,
     /// The end is being cut back.
     pub cutting: Cell<bool>,
+    /// Repairs that began.
+    pub repairs: Cell<u64>,
 }
 
 /// A partition's log.

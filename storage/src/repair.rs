@@ -53,6 +53,8 @@ pub enum RepairError {
 /// A damaged range on its way to be whole.
 pub struct Repair {
     log: Rc<Log>,
+    /// Counts the log's repairs: what is staged belongs to the last.
+    number: u64,
     part: Part,
     damage: Corrupt,
     /// The checksum the range has to have.
@@ -109,8 +111,21 @@ pub async fn plan(
 }
 
 impl Repair {
-    /// Begins with one of the ranges that [`plan`] told of.
+    /// Begins with one of the ranges that [`plan`] told of. One that began before is over: what it
+    /// gathered is not written any more.
     pub async fn begin(log: &Rc<Log>, damage: Corrupt) -> Result<Repair, RepairError> {
+        let held = log.hold().await;
+        let begun = Repair::begin_alone(log, damage).await;
+        held.release();
+        begun
+    }
+
+    async fn begin_alone(log: &Rc<Log>, damage: Corrupt) -> Result<Repair, RepairError> {
+        if log.inner.borrow().closing_down {
+            return Err(RepairError::Changed);
+        }
+        let number = log.flags.repairs.get() + 1;
+        log.flags.repairs.set(number);
         let part = match log.state() {
             LogState::Corrupt(corrupt) => log.corrupt_part(&corrupt).await,
             _ => log.part(damage.segment).await,
@@ -123,12 +138,15 @@ impl Repair {
         let folder = log.seal_folder();
         at(&folder, ring::fs::create_dir_all(&folder).await)?;
         let path = folder.join(REPAIR_FILE);
-        let options = OpenOptions { truncate: true, ..OpenOptions::READ_WRITE };
+        // A file of its own: a write of the one before may still be under way.
+        remove(&path).await?;
+        let options = OpenOptions { create_new: true, ..OpenOptions::READ_WRITE };
         let staged = at(&path, File::open(&path, options).await)?;
         let start = damage.offsets.start;
         let bounds = Bounds::local(BATCH_BYTES_MAX);
         Ok(Repair {
             log: Rc::clone(log),
+            number,
             part,
             expected_crc,
             generation: log.inner.borrow().generation,
@@ -254,43 +272,78 @@ impl Repair {
         let path = self.log.seal_folder().join(REPAIR_FILE);
         // Durable before anything is overwritten with it, and before it gets a name.
         at(&path, self.staged.sync_data().await)?;
-        let result = if self.keeps_log_open() {
-            self.apply(verifier).await
-        } else {
-            let log = Rc::clone(&self.log);
-            log.alone(async || {
-                self.apply(verifier).await?;
-                match self.part.check(verifier).await.is_empty() {
-                    true => Ok(log.reload().await?),
-                    false => Ok(()), // there is more of it
-                }
-            })
-            .await
-        };
-        let _ = remove(&path).await;
-        result
+        if self.keeps_log_open() {
+            return self.finish_beside(verifier).await;
+        }
+        let log = Rc::clone(&self.log);
+        log.alone(async || {
+            self.write().await?;
+            self.look_again(verifier).await?;
+            match self.part.check(verifier).await.is_empty() {
+                true => Ok(log.reload().await?),
+                false => Ok(()), // there is more of it
+            }
+        })
+        .await
     }
 
-    async fn apply(&self, verifier: &Verifier) -> Result<(), RepairError> {
-        if self.log.inner.borrow().generation != self.generation {
+    /// Nobody else is at the files while they are written. To read them again may take long.
+    async fn finish_beside(&self, verifier: &Verifier) -> Result<(), RepairError> {
+        let held = self.log.hold().await;
+        // Whoever was there before may have cut it back, closed it or deleted the segment.
+        let written = match self.keeps_log_open() {
+            true => self.write().await,
+            false => Err(RepairError::Changed),
+        };
+        held.release();
+        written?;
+        match self.look_again(verifier).await {
+            Err(RepairError::Still) if !self.is_current() || !self.keeps_log_open() => {
+                Err(RepairError::Changed)
+            }
+            looked => looked,
+        }
+    }
+
+    /// Whether the log is what it was, and this the last repair that began.
+    fn is_current(&self) -> bool {
+        self.log.inner.borrow().generation == self.generation
+            && self.log.flags.repairs.get() == self.number
+    }
+
+    /// Writes what was gathered to where it belongs, while nobody else is at the files.
+    async fn write(&self) -> Result<(), RepairError> {
+        if !self.is_current() {
             return Err(RepairError::Changed);
         }
+        let written = self.write_staged().await;
+        let _ = remove(&self.log.seal_folder().join(REPAIR_FILE)).await;
+        written
+    }
+
+    async fn write_staged(&self) -> Result<(), RepairError> {
         let (path, folder) = (&self.part.path, self.log.folder());
         if at(path, ring::fs::exists(path).await)? {
-            self.overwrite().await?;
-        } else {
-            if self.damage.bytes.start > 0 {
-                return Err(RepairError::Changed);
-            }
-            let staged = self.log.seal_folder().join(REPAIR_FILE);
-            at(path, ring::fs::rename(&staged, path).await)?;
-            at(&folder, ring::fs::sync_dir(&folder).await)?;
+            return self.overwrite().await;
         }
+        if self.damage.bytes.start > 0 {
+            return Err(RepairError::Changed);
+        }
+        let staged = self.log.seal_folder().join(REPAIR_FILE);
+        at(path, ring::fs::rename(&staged, path).await)?;
+        at(&folder, ring::fs::sync_dir(&folder).await)?;
+        Ok(())
+    }
+
+    /// Reads the range again, and takes it off the list if it is whole.
+    async fn look_again(&self, verifier: &Verifier) -> Result<(), RepairError> {
         let mut again = self.part.check_range(&self.damage, self.expected_crc, verifier).await;
         let end = self.part.end.bytes;
-        if !again && !self.part.sealed && self.damage.bytes.end == end && !self.log.is_open() {
+        let alone = self.log.inner.borrow().mending;
+        let last = !self.part.sealed && self.damage.bytes.end == end;
+        if !again && last && alone && !self.log.is_open() {
             // What is broken may lie behind the flushed end, in the same block.
-            cut_file(path, end).await?;
+            cut_file(&self.part.path, end).await?;
             again = self.part.check_range(&self.damage, self.expected_crc, verifier).await;
         }
         if !again {
@@ -363,38 +416,6 @@ fn range_crc(part: &Part, damage: &Corrupt) -> Option<u32> {
 }
 
 impl Log {
-    /// Runs `work` while nothing is appended, written, prepared or sealed.
-    async fn alone<E: From<LogError>>(
-        &self,
-        work: impl AsyncFnOnce() -> Result<(), E>,
-    ) -> Result<(), E> {
-        if self.inner.borrow().is_expecting() {
-            return Err(LogError::Busy.into());
-        }
-        self.flags.cutting.set(true);
-        self.inner.borrow_mut().mending = true;
-        let result = async {
-            if self.is_open() {
-                self.write_out().await?;
-            }
-            self.settle().await;
-            if !self.inner.borrow().is_readable() {
-                return Err(LogError::State(self.state()).into());
-            }
-            // Workers stay away until the end.
-            self.flags.working.set(true);
-            let result = work().await;
-            self.flags.working.set(false);
-            result
-        }
-        .await;
-        self.inner.borrow_mut().mending = false;
-        self.flags.cutting.set(false);
-        self.changed.notify();
-        self.touch();
-        result
-    }
-
     /// Whether damage that opening found lies behind all that is known to be flushed.
     fn is_behind_flushed(&self, corrupt: &Corrupt) -> bool {
         let inner = self.inner.borrow();
@@ -413,6 +434,7 @@ impl Log {
             (inner.settings.clone(), inner.generation)
         };
         let until = entry.suspect.then_some(entry.flushed.offset);
+        let failures = self.volume().flush_failures();
         let files = Files::of(self.id(), self.volume().path());
         let (opened, _) = match load(&files, settings, Some(entry), until).await {
             Ok(loaded) => loaded,
@@ -431,10 +453,21 @@ impl Log {
         if let Some(this) = self.volume().log(self.id()) {
             self.volume().mark_dirty(&this);
         }
+        self.outlive_flush_failures(failures)?;
         if until.is_some() {
             // As at a start: the cut is durable before anything more counts as flushed.
             self.volume().flush().await;
         }
         Ok(())
+    }
+
+    /// What was just read may have been part of what a flush lost that failed meanwhile, with so
+    /// many failures before: the log fails with it.
+    pub(crate) fn outlive_flush_failures(&self, before: u64) -> Result<(), LogError> {
+        if self.volume().flush_failures() == before {
+            return Ok(());
+        }
+        self.fail("a flush failed while it was read");
+        Err(LogError::State(self.state()))
     }
 }

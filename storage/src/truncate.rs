@@ -58,12 +58,12 @@ impl Log {
     }
 
     async fn truncate_settled(&self, offset: i64) -> Result<(), LogError> {
+        let failures = self.volume().flush_failures();
         self.write_out().await?;
         self.settle().await;
-        // Workers stay away until the end.
-        self.flags.working.set(true);
-        let result = self.truncate_exclusively(offset).await;
-        self.flags.working.set(false);
+        let held = self.hold().await;
+        let result = self.truncate_exclusively(offset, failures).await;
+        drop(held);
         if let Err(error) = &result
             && !matches!(error, LogError::Damaged { .. })
         {
@@ -72,7 +72,7 @@ impl Log {
         result
     }
 
-    async fn truncate_exclusively(&self, offset: i64) -> Result<(), LogError> {
+    async fn truncate_exclusively(&self, offset: i64, failures: u64) -> Result<(), LogError> {
         let cut = self.find_cut(offset).await?;
         let (entry, settings, generation) = self.begin_cut(&cut, offset);
         self.drop_prepared().await?;
@@ -98,7 +98,7 @@ impl Log {
         if let Some(this) = self.volume().log(self.id()) {
             self.volume().mark_dirty(&this);
         }
-        Ok(())
+        self.outlive_flush_failures(failures)
     }
 
     /// From here on no flush vouches for more than what stays.

@@ -146,11 +146,11 @@ impl Log {
             written,
             epoch: inner.closing.front().unwrap_or(&inner.active).written_epoch,
             replay: inner.saved.iter().rev().find(|saved| saved.place <= written).copied(),
-            // What is written now is about to be cut, or a file about to go: no flush may vouch
-            // for it.
-            generation: inner
-                .generation
-                .wrapping_sub(u64::from(inner.truncating || inner.displaced.is_some())),
+            // What is written now is about to be cut or read anew, or a file about to go: no flush
+            // may vouch for it.
+            generation: inner.generation.wrapping_sub(u64::from(
+                inner.truncating || inner.mending || inner.displaced.is_some(),
+            )),
         }
     }
 

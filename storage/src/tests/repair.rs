@@ -15,6 +15,7 @@ use crate::verify::Verifier;
 use ring::sim::{Faults, Simulation, for_seeds};
 use ring::{File, Gather, OpenOptions};
 
+mod alone;
 mod cuts;
 mod gone;
 mod torn;

@@ -1,0 +1,76 @@
+//! Who is at a log's files: its workers, which prepare, name, seal, save and delete, or one other
+//! that keeps them away. A cut, a close and a deletion wait in [`Log::settle`] for either.
+
+use crate::log::{Log, LogError};
+
+/// Workers stay away until it is released. Dropped with the task that holds it, it keeps nobody
+/// away either.
+pub(crate) struct Held<'a>(&'a Log);
+
+impl Held<'_> {
+    /// Workers look again what there is to do.
+    pub fn release(self) {
+        let log = self.0;
+        drop(self);
+        log.touch();
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.flags.working.set(false);
+        self.0.changed.notify();
+    }
+}
+
+impl Log {
+    /// Keeps workers away once none is at the files. Appending and writing go on in the space that
+    /// is prepared: not to be held for long.
+    pub(crate) async fn hold(&self) -> Held<'_> {
+        loop {
+            let seen = self.changed.count();
+            if !self.flags.working.replace(true) {
+                return Held(self);
+            }
+            self.changed.after(seen).await;
+        }
+    }
+
+    /// Runs `work` while nothing is appended, written, prepared or sealed. No flush that begins
+    /// meanwhile vouches for anything of the log.
+    pub(crate) async fn alone<E: From<LogError>>(
+        &self,
+        work: impl AsyncFnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.inner.borrow().is_expecting() || self.inner.borrow().closing_down {
+            return Err(LogError::Busy.into());
+        }
+        self.flags.cutting.set(true);
+        self.inner.borrow_mut().mending = true;
+        let result = async {
+            if self.is_open() {
+                self.write_out().await?;
+            }
+            self.settle().await;
+            if !self.inner.borrow().is_readable() {
+                return Err(LogError::State(self.state()).into());
+            }
+            let _held = self.hold().await;
+            if self.inner.borrow().closing_down {
+                // Whoever closes it hands the files over, or has already.
+                return Err(LogError::Busy.into());
+            }
+            work().await
+        }
+        .await;
+        self.inner.borrow_mut().mending = false;
+        self.flags.cutting.set(false);
+        if let Some(this) = self.volume().log(self.id()) {
+            // Of what was written before, a flush that was under way has said nothing.
+            self.volume().mark_dirty(&this);
+        }
+        self.changed.notify();
+        self.touch();
+        result
+    }
+}
