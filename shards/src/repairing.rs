@@ -12,13 +12,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use net::backoff::Backoff;
-use net::codes::Meaning;
-use net::fetch::{
-    End, FetchLimits, FetchSession, Flow, PartitionHead, RecordSink, Take, TopicName, Wanted,
-};
-use net::{Connection, ErrorCode, NetError};
-use ring::{Class, Instant, Lease, Share, Slice, SocketWatch, Task};
-use storage::limits::CHUNK_BYTES_MAX;
+use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
+use net::{Connection, NetError};
+use ring::{Instant, Share, SocketWatch, Task};
 use storage::log::{AppendLimits, Log, LogState};
 use storage::recovery::Corrupt;
 use storage::repair::{Repair, RepairError, plan};
@@ -34,6 +30,9 @@ use crate::limits::{
 use crate::link::Link;
 use crate::partition::{Leader, Partition};
 use crate::shard::Shard;
+use gathering::Gathering;
+
+mod gathering;
 
 /// What a partition knows of its own repair.
 #[derive(Default)]
@@ -236,11 +235,12 @@ async fn repair_partition(
     let mut gone = None;
     // A log that is opened again may tell of more.
     for _ in 0..ROUNDS_MAX {
-        let looked = look(link, partition, &log, &verifier, connection.is_some()).await;
-        let damages = match looked {
-            Err(RepairError::Unreadable) => {
-                connection = Some(connect(link, partition, shared).await?);
-                look(link, partition, &log, &verifier, true).await?
+        let damages = match look(link, partition, &log, &verifier, None).await {
+            Err(RepairError::Unreadable(offset)) => {
+                let mut made = connect(link, partition, shared).await?;
+                hear(link, partition, offset, &mut made).await?;
+                connection = Some(made);
+                look(link, partition, &log, &verifier, Some(offset)).await?
             }
             looked => looked?,
         };
@@ -269,19 +269,21 @@ async fn repair_partition(
 /// Rounds of looking and mending within one try.
 const ROUNDS_MAX: usize = 64;
 
-/// What is damaged now. The log may be opened again here, which comes to its end whatever becomes
-/// of this task.
+/// What is damaged now. The log may be opened again here, and cut where it cannot be read and the
+/// source was `heard`, which comes to its end whatever becomes of this task.
 async fn look(
     link: &Rc<Link>,
     partition: &Rc<Partition>,
     log: &Rc<Log>,
     verifier: &Rc<Verifier>,
-    may_cut: bool,
+    heard: Option<i64>,
 ) -> Result<Vec<Corrupt>, RepairError> {
     let (link, partition) = (Rc::clone(link), Rc::clone(partition));
     let (log, verifier) = (Rc::clone(log), Rc::clone(verifier));
     let looking = to_its_end(async move {
         let was_corrupt = matches!(log.state(), LogState::Corrupt(_));
+        let replicates = || partition.mode() == Mode::Replicate;
+        let may_cut = |offset| heard == Some(offset) && replicates();
         let damages = plan(&log, &verifier, may_cut).await;
         if was_corrupt && log.is_open() {
             partition.clear(ring::wall_ms());
@@ -380,9 +382,7 @@ async fn gather(
     repair: &mut Repair,
     connection: &mut Connection,
 ) -> Result<(), Failure> {
-    let mut session = FetchSession::new();
-    let id = partition.topic_id.unwrap_or(Uuid::nil());
-    session.add(KEY, TopicName { name: &partition.key.topic, id }, partition.key.partition);
+    let mut session = session_of(partition);
     let leader_epoch = link.leader(partition).map_or(-1, |leader| leader.epoch);
     let _sharer = link.share_memory();
     let (mut bytes, mut empty) = (PARTITION_BYTES_MAX as usize, 0);
@@ -390,16 +390,8 @@ async fn gather(
         link.wait_for_rate(KIND).await;
         let reserved = link.reserve(bytes).await;
         let max_bytes = i32::try_from(reserved.bytes()).unwrap_or(i32::MAX);
-        let last_fetched_epoch = -1;
-        session.want(
-            KEY,
-            Wanted { fetch_offset: offset, last_fetched_epoch, leader_epoch, max_bytes },
-        );
-        let limits = FetchLimits { max_wait_ms: FETCH_WAIT_MS, min_bytes: 1, max_bytes };
-        let mut gathering = Gathering::default();
-        let answer = connection.fetch(&mut session, &limits, &mut gathering).await?;
-        link.count_fetch(answer.records_bytes, KIND);
-        gathering.judge(offset)?;
+        let wanted = wanted(offset, leader_epoch, max_bytes);
+        let (gathering, throttle) = ask(link, &mut session, wanted, connection).await?;
         let whole = gathering.pieces.iter().map(|piece| piece.len()).sum::<usize>();
         let high_watermark = gathering.high_watermark;
         let limits = AppendLimits { high_watermark, leader_epoch };
@@ -417,87 +409,68 @@ async fn gather(
                 return Err(Failure::Gone(reason));
             }
         }
-        ring::sleep(answer.throttle.min(REQUEST_LIMIT)).await;
+        ring::sleep(throttle.min(REQUEST_LIMIT)).await;
     }
     Ok(())
 }
 
+/// Whether the source has records at an offset now. Those of ours that cannot be read from there on
+/// are not given up before.
+async fn hear(
+    link: &Rc<Link>,
+    partition: &Partition,
+    offset: i64,
+    connection: &mut Connection,
+) -> Result<(), Failure> {
+    let mut session = session_of(partition);
+    let leader_epoch = link.leader(partition).map_or(-1, |leader| leader.epoch);
+    let _sharer = link.share_memory();
+    link.wait_for_rate(KIND).await;
+    let reserved = link.reserve(HEARD_BYTES_MAX).await;
+    let max_bytes = i32::try_from(reserved.bytes()).unwrap_or(i32::MAX);
+    let wanted = wanted(offset, leader_epoch, max_bytes);
+    let asked = ask(link, &mut session, wanted, connection).await;
+    let (gathering, _) = asked.map_err(|failure| match failure {
+        // It may have lost them together with us, and get them again.
+        Failure::Gone(reason) | Failure::Later(reason) => Failure::Later(reason),
+    })?;
+    let empty = gathering.pieces.iter().all(|piece| piece.is_empty());
+    if empty || gathering.high_watermark <= offset {
+        return Err(Failure::Later(format!("the source has no records at {offset} now")));
+    }
+    Ok(())
+}
+
+fn session_of(partition: &Partition) -> FetchSession {
+    let mut session = FetchSession::new();
+    let id = partition.topic_id.unwrap_or(Uuid::nil());
+    session.add(KEY, TopicName { name: &partition.key.topic, id }, partition.key.partition);
+    session
+}
+
+fn wanted(fetch_offset: i64, leader_epoch: i32, max_bytes: i32) -> Wanted {
+    Wanted { fetch_offset, last_fetched_epoch: -1, leader_epoch, max_bytes }
+}
+
+/// One request; its records, and for how long the source wants to be left alone.
+async fn ask(
+    link: &Rc<Link>,
+    session: &mut FetchSession,
+    wanted: Wanted,
+    connection: &mut Connection,
+) -> Result<(Gathering, Duration), Failure> {
+    let (offset, max_bytes) = (wanted.fetch_offset, wanted.max_bytes);
+    session.want(KEY, wanted);
+    let limits = FetchLimits { max_wait_ms: FETCH_WAIT_MS, min_bytes: 1, max_bytes };
+    let mut gathering = Gathering::default();
+    let answer = connection.fetch(session, &limits, &mut gathering).await?;
+    link.count_fetch(answer.records_bytes, KIND);
+    gathering.judge(offset)?;
+    Ok((gathering, answer.throttle))
+}
+
+/// Enough to see that there is something.
+const HEARD_BYTES_MAX: usize = 64 << 10;
 const KEY: u32 = 0;
 /// Not in the way of what is new.
 const KIND: Kind = Kind::Backfill(0);
-
-/// Takes the records of one answer into memory.
-#[derive(Default)]
-struct Gathering {
-    code: Option<ErrorCode>,
-    high_watermark: i64,
-    pieces: Vec<Slice>,
-    spare: Option<Lease>,
-}
-
-impl Gathering {
-    /// What the answer says beside records.
-    fn judge(&self, offset: i64) -> Result<(), Failure> {
-        let Some(code) = self.code else { return Ok(()) };
-        if code == ErrorCode::NONE {
-            return Ok(());
-        }
-        match code.meaning() {
-            Meaning::OffsetOutOfRange => Err(Failure::Gone(format!(
-                "the source no longer has it: offset {offset} is out of its range"
-            ))),
-            _ => Err(Failure::Later(format!("the source answered {code}"))),
-        }
-    }
-
-    fn keep(&mut self, lease: Lease, bytes: usize) {
-        let (piece, rest) = lease.freeze(bytes);
-        if !self.pieces.last_mut().is_some_and(|last| last.try_join(&piece)) {
-            self.pieces.push(piece);
-        }
-        self.spare = (!rest.is_empty()).then_some(rest);
-    }
-}
-
-impl RecordSink for Gathering {
-    fn partition(&mut self, _key: u32, head: &PartitionHead) -> Take {
-        self.code = Some(head.error_code);
-        self.high_watermark = head.high_watermark;
-        match head.error_code == ErrorCode::NONE && head.records_bytes > 0 {
-            true => Take::Records,
-            false => Take::Skip,
-        }
-    }
-
-    fn lend(&mut self, remaining: usize) -> Option<Lease> {
-        let lease = match self.spare.take() {
-            Some(spare) => spare,
-            None => ring::try_lease(remaining.min(CHUNK_BYTES_MAX), Class::Records)?,
-        };
-        let (lease, rest) = {
-            let wanted = lease.len().min(remaining);
-            lease.split(wanted)
-        };
-        drop(rest);
-        Some(lease)
-    }
-
-    fn filled(&mut self, lease: Lease, bytes: usize) -> Flow {
-        self.keep(lease, bytes);
-        Flow::Continue
-    }
-
-    fn copy_in(&mut self, bytes: &[u8]) -> (usize, Flow) {
-        let Some(mut lease) = self.lend(bytes.len()) else { return (0, Flow::Continue) };
-        let count = lease.len().min(bytes.len());
-        lease[..count].copy_from_slice(&bytes[..count]);
-        self.keep(lease, count);
-        (count, Flow::Continue)
-    }
-
-    async fn memory(&mut self, bytes: usize) {
-        drop(ring::lease(bytes.min(ring::BLOCK), Class::Records).await);
-    }
-
-    fn end(&mut self, _end: End) {}
-}

@@ -3,7 +3,8 @@
 //! The batches of the range are fetched again, checked like any other, and gathered in a file of
 //! their own beside the seals. Only when they are complete, end exactly where the whole batch after
 //! the range begins, and have the checksum the seal remembers (where there is one), are they
-//! written to where they belong: whole blocks, and of these only such as differ. A crash in between
+//! written to where they belong: whole blocks, past the page cache, and of these only such as
+//! differ on the device. A crash in between
 //! leaves the range as damaged as it was, or less; it is found and fetched again. A file that is
 //! missing gets its name when it is whole.
 //!
@@ -12,20 +13,21 @@
 
 use std::rc::Rc;
 
-use ring::{BLOCK, File, OpenOptions, Slice};
+use ring::{File, OpenOptions, Slice};
 use thiserror::Error;
 
 use crate::check::{AppendError, Bounds, Checker};
 use crate::crc::{self, Crc32c};
-use crate::limits::{BATCH_BYTES_MAX, SCAN_BYTES};
+use crate::limits::BATCH_BYTES_MAX;
 use crate::log::{AppendLimits, Log, LogError, LogState};
 use crate::names::{Kind, REPAIR_FILE};
 use crate::open::{Files, load};
 use crate::position::Place;
-use crate::read_ahead::lease_of_any_size;
 use crate::recovery::Corrupt;
 use crate::verify::{Part, Verifier};
 use crate::work::{at, cut_file, remove, write_all};
+
+mod overwrite;
 
 /// Why a range was not repaired.
 #[derive(Debug, Error)]
@@ -43,8 +45,11 @@ pub enum RepairError {
     #[error("it was written again, and still reads otherwise")]
     Still,
     /// Nothing that was flushed is damaged, and what lies behind it is not to be had from here.
-    #[error("it cannot be read behind its flushed end; it is cut there once the source answers")]
-    Unreadable,
+    #[error(
+        "it cannot be read behind its flushed end, from offset {0} on; it is cut there once \
+             the source has sent what it has at that offset"
+    )]
+    Unreadable(i64),
     /// The log has changed: look again what is damaged.
     #[error("the log has changed meanwhile")]
     Changed,
@@ -70,12 +75,12 @@ pub struct Repair {
 
 /// What of a log is to be fetched again, exactly. A log that opening left corrupt, and whose files
 /// are whole by now, is opened again first. Where one cannot be read behind its flushed end, and
-/// was tried twice, it is cut if that is wanted: the source answers, and what it has from there on
-/// comes as any other record.
+/// was tried twice, it is cut if that is allowed, when it is asked for that offset just before: the
+/// source has sent what it has there, and all from there on comes as any other record.
 pub async fn plan(
     log: &Rc<Log>,
     verifier: &Verifier,
-    may_cut: bool,
+    may_cut: impl Fn(i64) -> bool,
 ) -> Result<Vec<Corrupt>, RepairError> {
     let mut seen: Vec<Corrupt> = Vec::new();
     loop {
@@ -93,21 +98,37 @@ pub async fn plan(
             return Ok(found);
         }
         let cut = match seen.iter().filter(|other| **other == corrupt).count() {
-            0 => None,
-            1 if behind && !may_cut => return Err(RepairError::Unreadable),
-            1 if behind => Some((log.path(Kind::Log, corrupt.segment), corrupt.bytes.start)),
+            0 => false,
+            1 if behind => true,
             _ => return Err(RepairError::Still),
         };
-        seen.push(corrupt);
         log.alone(async || {
-            if let Some((path, bytes)) = &cut {
-                tracing::warn!(path = %path.display(), bytes, "cut where it cannot be read");
-                cut_file(path, *bytes).await?;
+            if cut {
+                cut_unreadable(log, &corrupt, &may_cut).await?;
             }
-            log.reload().await
+            Ok::<(), RepairError>(log.reload().await?)
         })
         .await?;
+        seen.push(corrupt);
     }
+}
+
+/// Nothing that was flushed goes, and only if it is allowed now.
+async fn cut_unreadable(
+    log: &Log,
+    corrupt: &Corrupt,
+    may_cut: impl Fn(i64) -> bool,
+) -> Result<(), RepairError> {
+    let (path, bytes) = (log.path(Kind::Log, corrupt.segment), corrupt.bytes.start);
+    let same = log.state() == LogState::Corrupt(corrupt.clone());
+    if !same || !log.is_behind_flushed(corrupt) {
+        return Err(RepairError::Changed);
+    }
+    if !may_cut(corrupt.offsets.start) {
+        return Err(RepairError::Unreadable(corrupt.offsets.start));
+    }
+    tracing::warn!(path = %path.display(), bytes, "cut where it cannot be read");
+    Ok(cut_file(&path, bytes).await?)
 }
 
 impl Repair {
@@ -356,39 +377,6 @@ impl Repair {
         drop(inner);
         tracing::info!(log = %self.log.id(), damage = ?self.damage, "repaired from the source");
         self.log.changed.notify();
-        Ok(())
-    }
-
-    /// Copies the gathered bytes over the damaged ones, where they differ.
-    async fn overwrite(&self) -> Result<(), RepairError> {
-        let path = &self.part.path;
-        let options = OpenOptions { read: true, write: true, ..OpenOptions::default() };
-        let file = at(path, File::open(path, options).await)?;
-        let mut done = 0;
-        while done < self.staged_bytes {
-            let position = self.damage.bytes.start + done;
-            // To the end of a block of the file, so that each is written once.
-            let room = (SCAN_BYTES as u64) - position % BLOCK as u64;
-            let wanted = room.min(self.staged_bytes - done) as usize;
-            let good = lease_of_any_size(wanted).await;
-            let (read, good) = self.staged.read_at(done, good).await;
-            let bytes = at(path, read)?.min(wanted);
-            if bytes == 0 {
-                return Err(RepairError::Changed);
-            }
-            let bad = lease_of_any_size(bytes).await;
-            let (read, bad) = file.read_at(position, bad).await;
-            // What cannot be read has to be written.
-            let have = read.unwrap_or(0).min(bytes);
-            let count = if have > 0 { have } else { bytes };
-            let same = have > 0 && good[..count] == bad[..count];
-            if !same {
-                at(path, write_all(&file, position, good.freeze(count).0).await)?;
-            }
-            done += count as u64;
-            ring::yield_now().await;
-        }
-        at(path, file.sync_data().await)?;
         Ok(())
     }
 }

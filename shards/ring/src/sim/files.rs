@@ -49,7 +49,8 @@ impl World {
                     return failure(libc::EIO);
                 }
                 let take = self.shorten(into.len(), unit);
-                let bytes = self.disks[machine].read(inode, *at, &mut into[..take])?;
+                let direct = unit == BLOCK;
+                let bytes = self.disks[machine].read_as(inode, direct, *at, &mut into[..take])?;
                 Ok(bytes as u32)
             }
             Op::Write { file, at, from } => {

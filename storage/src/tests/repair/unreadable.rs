@@ -49,8 +49,8 @@ fn what_cannot_be_read_behind_the_flushed_end_keeps_no_log_corrupt() {
             let origin = Origin::simulated(60);
             if behind > 4096 {
                 let before = log.state();
-                let kept = plan(&log, &Verifier::new(0), false).await;
-                assert!(matches!(kept, Err(RepairError::Unreadable)), "{kept:?}");
+                let kept = plan(&log, &Verifier::new(0), |_| false).await;
+                assert!(matches!(kept, Err(RepairError::Unreadable(_))), "{kept:?}");
                 assert_eq!(log.state(), before);
             }
             origin.mend_all(&log, &Verifier::new(0)).await.unwrap();
@@ -62,4 +62,34 @@ fn what_cannot_be_read_behind_the_flushed_end_keeps_no_log_corrupt() {
             assert_eq!(log.flush().await.unwrap().flushed.0.offset, 70);
         });
     }
+}
+
+/// The source is heard first, about that very offset: it may be gone, or a failover begin.
+#[test]
+fn what_cannot_be_read_is_cut_only_where_that_is_allowed_just_then() {
+    spoiled(9000, async move |log, readable_to| {
+        let verifier = Verifier::new(0);
+        let path = log.path(Kind::Log, 0);
+        let bytes = ring::fs::size(&path).await.unwrap();
+        let asked = RefCell::new(Vec::new());
+        for _ in 0..3 {
+            let kept = plan(&log, &verifier, |offset| {
+                asked.borrow_mut().push(offset);
+                false
+            });
+            let kept = kept.await;
+            assert!(
+                matches!(kept, Err(RepairError::Unreadable(at)) if at == readable_to),
+                "{kept:?}"
+            );
+            assert!(matches!(log.state(), LogState::Corrupt(_)));
+            assert_eq!(ring::fs::size(&path).await.unwrap(), bytes);
+        }
+        assert_eq!(asked.take(), [readable_to; 3]);
+        assert_eq!(plan(&log, &verifier, |at| at == readable_to).await.unwrap(), []);
+        assert_eq!(log.state(), LogState::Healthy);
+        let end = log.positions().received.0.offset;
+        respond(&log, &(end..70).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        log.flush().await.unwrap();
+    });
 }

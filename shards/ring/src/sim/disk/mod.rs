@@ -152,6 +152,16 @@ impl Disk {
         self.content(inode).sectors.flip(at, bit);
     }
 
+    /// Turns one bit of a file on the device; until it is written again, or the power goes, only
+    /// direct reads show it.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn rot_bit(&mut self, path: impl AsRef<Path>, at: u64, bit: u8) {
+        let inode = self.file(path.as_ref()).expect("a file to break");
+        self.content(inode).sectors.rot(at, bit);
+    }
+
     /// Makes the sectors of a byte range unreadable (EIO) until they are written again.
     ///
     /// # Panics
@@ -252,6 +262,21 @@ impl Disk {
         let files = &self.files;
         self.seen.sweep(|inode| files.contains_key(&inode));
         self.durable.sweep(|inode| files.contains_key(&inode));
+    }
+
+    /// Past the page cache, if the file is open for that.
+    pub(super) fn read_as(
+        &mut self,
+        inode: Inode,
+        direct: bool,
+        at: u64,
+        into: &mut [u8],
+    ) -> io::Result<usize> {
+        let bytes = self.read(inode, at, into)?;
+        if direct {
+            self.files[&inode].sectors.read_device(at, &mut into[..bytes]);
+        }
+        Ok(bytes)
     }
 
     pub(super) fn read(&mut self, inode: Inode, at: u64, into: &mut [u8]) -> io::Result<usize> {

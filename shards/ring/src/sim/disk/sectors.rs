@@ -46,6 +46,9 @@ pub struct Sectors {
     cuts: Vec<(u64, u64)>,
     /// Sectors that cannot be read, until they are written again.
     unreadable: BTreeSet<u64>,
+    /// Bytes that the device turned beneath the page cache, and their bits, until they are written
+    /// again.
+    rotten: BTreeMap<u64, u8>,
 }
 
 impl Sectors {
@@ -76,6 +79,19 @@ impl Sectors {
         }
     }
 
+    /// Reads past the page cache.
+    pub fn read_device(&self, at: u64, into: &mut [u8]) {
+        self.read(at, into);
+        for (position, mask) in self.rotten.range(at..at + into.len() as u64) {
+            into[(position - at) as usize] ^= mask;
+        }
+    }
+
+    /// Turns one bit that the page cache still has as it was.
+    pub fn rot(&mut self, at: u64, bit: u8) {
+        *self.rotten.entry(at).or_default() ^= 1 << (bit % 8);
+    }
+
     /// Writes; returns the sectors touched.
     pub fn write(&mut self, at: u64, bytes: &[u8], stamp: u64) -> Range<u64> {
         let end = at + bytes.len() as u64;
@@ -87,6 +103,7 @@ impl Sectors {
         }
         whole[(at - whole_start) as usize..][..bytes.len()].copy_from_slice(bytes);
         let whole: Rc<[u8]> = whole.into();
+        self.rotten.retain(|at, _| !range.contains(&(at / SECTOR)));
         for index in range.clone() {
             let at = ((index - range.start) * SECTOR) as u32;
             let sector = Sector { bytes: Rc::clone(&whole), at };
@@ -103,6 +120,7 @@ impl Sectors {
         let first = len.div_ceil(SECTOR);
         self.seen.split_off(&first);
         self.unreadable.split_off(&first);
+        self.rotten.split_off(&len);
         self.cuts.push((stamp, first));
         let tail = (len % SECTOR) as usize;
         if tail > 0 && self.seen.contains_key(&(len / SECTOR)) {
@@ -175,6 +193,10 @@ impl Sectors {
     /// The power went: per sector any one of what may have reached the device. `len` is the length
     /// that survived. Says what became of the writes.
     pub fn crash(&mut self, len: u64, unreadable_ppm: u32, random: &mut Random) -> Happened {
+        // There is no page cache any more.
+        for (at, mask) in std::mem::take(&mut self.rotten) {
+            (0..8).filter(|bit| mask >> bit & 1 == 1).for_each(|bit| self.flip(at, bit));
+        }
         let mut happened = Happened::default();
         let (mut kept, mut lost) = (BTreeSet::new(), BTreeSet::new());
         // Whole crashes that keep all or nothing are likely in reality; draw them often.
