@@ -358,7 +358,7 @@ async fn finish(
         link.place(&partition);
     }
     let verifier = link.verifier();
-    let finished = repair.finish(&verifier).await;
+    let finished = repair.finish(&verifier, || partition.mode() == Mode::Replicate).await;
     if alone {
         partition.cutting.set(false);
         if log.is_open() {

@@ -283,8 +283,13 @@ impl Repair {
     }
 
     /// Writes what was gathered to where it belongs, reads it again, and takes the range off the
-    /// list. A log that was corrupt goes on when nothing of it is damaged any more.
-    pub async fn finish(self, verifier: &Verifier) -> Result<(), RepairError> {
+    /// list. A log that was corrupt goes on when nothing of it is damaged any more. Whether it may
+    /// be written is asked when nobody else is at the files, just before.
+    pub async fn finish(
+        self,
+        verifier: &Verifier,
+        may_write: impl Fn() -> bool,
+    ) -> Result<(), RepairError> {
         assert!(self.next_offset().is_none(), "all of the range has come");
         if self.expected_crc.is_some_and(|crc| crc != self.staged_crc.finish()) {
             let reason = "it has other records at these offsets than were copied".to_owned();
@@ -294,11 +299,11 @@ impl Repair {
         // Durable before anything is overwritten with it, and before it gets a name.
         at(&path, self.staged.sync_data().await)?;
         if self.keeps_log_open() {
-            return self.finish_beside(verifier).await;
+            return self.finish_beside(verifier, may_write).await;
         }
         let log = Rc::clone(&self.log);
         log.alone(async || {
-            self.write().await?;
+            self.write(may_write).await?;
             self.look_again(verifier).await?;
             match self.part.check(verifier).await.is_empty() {
                 true => Ok(log.reload().await?),
@@ -309,11 +314,15 @@ impl Repair {
     }
 
     /// Nobody else is at the files while they are written. To read them again may take long.
-    async fn finish_beside(&self, verifier: &Verifier) -> Result<(), RepairError> {
+    async fn finish_beside(
+        &self,
+        verifier: &Verifier,
+        may_write: impl Fn() -> bool,
+    ) -> Result<(), RepairError> {
         let held = self.log.hold().await;
         // Whoever was there before may have cut it back, closed it or deleted the segment.
         let written = match self.keeps_log_open() {
-            true => self.write().await,
+            true => self.write(may_write).await,
             false => Err(RepairError::Changed),
         };
         held.release();
@@ -333,8 +342,8 @@ impl Repair {
     }
 
     /// Writes what was gathered to where it belongs, while nobody else is at the files.
-    async fn write(&self) -> Result<(), RepairError> {
-        if !self.is_current() {
+    async fn write(&self, may_write: impl Fn() -> bool) -> Result<(), RepairError> {
+        if !self.is_current() || !may_write() {
             return Err(RepairError::Changed);
         }
         let written = self.write_staged().await;

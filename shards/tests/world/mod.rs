@@ -20,8 +20,8 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-const DATA: &str = "/data";
-const LINK: &str = "prod";
+pub const DATA: &str = "/data";
+pub const LINK: &str = "prod";
 const PIECE_BYTES: usize = 64 << 10;
 /// How soon a broker that holds a fetch looks again.
 const LOOK: Duration = Duration::from_micros(200);
@@ -131,29 +131,10 @@ impl World {
             cluster.inject(target.clone(), lie.clone(), None);
         }
         let machine = sim.machine();
-        let memory = |arena_bytes| Config { arena_bytes, operations_max: 4096, ..Config::small() };
         let broker = sim.executor_on(machine, memory(64 << 20));
         let allowed = Rc::new(Allowed::default());
         sim.spawn_on(broker, Share::Serve, serve(desk, Rc::clone(&allowed))).detach();
-        let boot = sim.run(async { Boot::prepare_simulated(&[DATA.into()]).await });
-        sim.set_faults(faults);
-        let config = ShardConfig {
-            index: 0,
-            memory_bytes,
-            boot: boot.expect("a data directory"),
-            flush_interval: Duration::from_millis(200),
-            client_id: "world".into(),
-            helper_cores: Vec::new(),
-            stop_limit: Duration::from_secs(20),
-        };
-        let executor = sim.executor(memory(memory_bytes));
-        let (commands, inbox) = mpsc::channel(256);
-        let (theirs, events) = mpsc::channel(1024);
-        let root = shards::run(config, theirs, inbox);
-        sim.spawn_on(executor, Share::Background, async move {
-            root.await.expect("the shard runs");
-        })
-        .detach();
+        let (executor, commands, events) = start_shard(&mut sim, faults, memory_bytes);
         let topics = topics.to_vec();
         let connections_peak = 0;
         let mut world = World {
@@ -169,10 +150,23 @@ impl World {
             connections_peak,
             allowed,
         };
-        world.tell(Command::Link { link: LINK.into(), settings: world.settings.clone() });
-        world.tell_leaders();
-        world.assign(64 << 20);
+        world.link();
         world
+    }
+
+    fn link(&mut self) {
+        self.tell(Command::Link { link: LINK.into(), settings: self.settings.clone() });
+        self.tell_leaders();
+        self.assign(64 << 20);
+    }
+
+    /// The shard dies, `meanwhile` happens to its disk, and another begins in its place.
+    pub fn restart(&mut self, meanwhile: impl FnOnce(&mut Simulation)) {
+        self.sim.kill(self.executor);
+        meanwhile(&mut self.sim);
+        let started = start_shard(&mut self.sim, Faults::none(), 16 << 20);
+        (self.executor, self.commands, self.events) = started;
+        self.link();
     }
 
     /// Gives it all partitions, with segments of so many bytes.
@@ -311,6 +305,35 @@ impl World {
     pub fn machine(&self) -> Machine {
         Machine::FIRST
     }
+}
+
+fn memory(arena_bytes: usize) -> Config {
+    Config { arena_bytes, operations_max: 4096, ..Config::small() }
+}
+
+type Started = (ExecutorId, mpsc::Sender<Command>, mpsc::Receiver<Event>);
+
+fn start_shard(sim: &mut Simulation, faults: Faults, memory_bytes: usize) -> Started {
+    let boot = sim.run(async { Boot::prepare_simulated(&[DATA.into()]).await });
+    sim.set_faults(faults);
+    let config = ShardConfig {
+        index: 0,
+        memory_bytes,
+        boot: boot.expect("a data directory"),
+        flush_interval: Duration::from_millis(200),
+        client_id: "world".into(),
+        helper_cores: Vec::new(),
+        stop_limit: Duration::from_secs(20),
+    };
+    let executor = sim.executor(memory(memory_bytes));
+    let (commands, inbox) = mpsc::channel(256);
+    let (theirs, events) = mpsc::channel(1024);
+    let root = shards::run(config, theirs, inbox);
+    sim.spawn_on(executor, Share::Background, async move {
+        root.await.expect("the shard runs");
+    })
+    .detach();
+    (executor, commands, events)
 }
 
 async fn serve(desk: Desk, allowed: Rc<Allowed>) {

@@ -72,7 +72,7 @@ impl Origin {
                 return Err(RepairError::Gone("the source ends".to_owned()));
             }
         }
-        repair.finish(verifier).await
+        repair.finish(verifier, || true).await
     }
 
     /// Repairs everything that is known to be damaged.

@@ -49,7 +49,7 @@ async fn gathered(log: &Rc<Log>) -> Repair {
 }
 
 async fn finish(repair: Repair) -> Result<(), RepairError> {
-    repair.finish(&Verifier::new(0)).await
+    repair.finish(&Verifier::new(0), || true).await
 }
 
 /// Opens the log whose first segment has been hurt, and finds that.
@@ -72,6 +72,8 @@ fn a_repair_writes_nothing_while_another_is_at_the_files_nor_to_what_that_has_cu
         let (store, log) = found_damaged().await;
         let read = async || ring::fs::read(first_segment(), 1 << 20).await.unwrap();
         let hurt = read().await;
+        let refused = gathered(&log).await.finish(&Verifier::new(0), || false).await;
+        assert!(matches!(refused, Err(RepairError::Changed)), "{refused:?}");
         let repair = gathered(&log).await;
         // As a worker does.
         log.flags.working.set(true);
