@@ -11,6 +11,7 @@
 //! What does not fit is not written: the source has cleaned, deleted or replaced these records. The
 //! damage stays, with its range.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use ring::{File, OpenOptions, Slice};
@@ -152,6 +153,7 @@ impl Repair {
             _ => log.part(damage.segment).await,
         };
         let part = part.ok_or(RepairError::Changed)?;
+        let damage = overwrite::with_neighbours(&part, damage).await;
         let expected_crc = match part.strides.is_empty() {
             true => None,
             false => Some(range_crc(&part, &damage).ok_or(RepairError::Changed)?),
@@ -380,9 +382,9 @@ impl Repair {
             return Err(RepairError::Still);
         }
         let mut inner = self.log.inner.borrow_mut();
-        inner.damages.retain(|damage| {
-            damage.segment != self.damage.segment || damage.bytes != self.damage.bytes
-        });
+        let Corrupt { segment, bytes, .. } = &self.damage;
+        let within = |range: &Range<u64>| bytes.start <= range.start && range.end <= bytes.end;
+        inner.damages.retain(|damage| damage.segment != *segment || !within(&damage.bytes));
         drop(inner);
         tracing::info!(log = %self.log.id(), damage = ?self.damage, "repaired from the source");
         self.log.changed.notify();

@@ -4,12 +4,15 @@
 use std::io;
 use std::ops::Range;
 
-use ring::{BLOCK, File, Gather, Lease, OpenOptions, Slice};
+use ring::{BLOCK, Class, File, Gather, Lease, OpenOptions, Slice};
 
 use super::{Repair, RepairError};
 use crate::limits::SCAN_BYTES;
 use crate::log::LogError;
+use crate::position::Place;
 use crate::read_ahead::lease_of_any_size;
+use crate::recovery::Corrupt;
+use crate::verify::Part;
 use crate::work::at;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
@@ -94,16 +97,17 @@ impl Repair {
         }
         let path = &self.part.path;
         let file = at(path, File::open(path, OpenOptions::READ).await)?;
-        let (read, cached) =
-            file.read_at(position, ring::lease(BLOCK, ring::Class::Control).await).await;
+        let (read, cached) = file.read_at(position, ring::lease(BLOCK, Class::Control).await).await;
         if let Ok(have) = read {
             let have = have.min(BLOCK);
             lease[..have].copy_from_slice(&cached[..have]);
             return Ok(have);
         }
-        // Nothing behind the flushed end counted, and the log is about to be cut there.
-        let last = !self.part.sealed && range.end == self.part.end.bytes;
-        match !begins_before && last && !self.log.is_open() {
+        // Behind the end of a sealed segment there is nothing; behind the flushed end of another
+        // nothing counted, and a log that is not open is about to be cut there.
+        let nothing_behind = self.part.sealed || !self.log.is_open();
+        let last = range.end == self.part.end.bytes && nothing_behind;
+        match !begins_before && last {
             true => Ok(0),
             false => at(path, Err(error)),
         }
@@ -132,6 +136,36 @@ impl Repair {
             from += bytes as u64;
         }
         Ok(changed)
+    }
+}
+
+/// The range with those of its neighbours without which it cannot be written: a block in which one
+/// ends and the other begins, and which cannot be read, has to come whole.
+pub(super) async fn with_neighbours(part: &Part, mut damage: Corrupt) -> Corrupt {
+    let Ok(file) = File::open(&part.path, OpenOptions::READ.direct()).await else { return damage };
+    let is_lost = async |bytes: u64| {
+        let lease = ring::lease(BLOCK, Class::Control).await;
+        let within = !bytes.is_multiple_of(BLOCK_BYTES);
+        within && file.read_at(bytes / BLOCK_BYTES * BLOCK_BYTES, lease).await.0.is_err()
+    };
+    let runs: Vec<(Place, Place, u32)> = part.runs().collect();
+    loop {
+        let (start, end) = (damage.bytes.start, damage.bytes.end);
+        let before = runs.iter().find(|run| run.1.bytes == start);
+        if let Some((from, ..)) = before
+            && is_lost(start).await
+        {
+            (damage.bytes.start, damage.offsets.start) = (from.bytes, from.offset);
+            continue;
+        }
+        let behind = runs.iter().find(|run| run.0.bytes == end);
+        if let Some((_, to, _)) = behind
+            && is_lost(end).await
+        {
+            (damage.bytes.end, damage.offsets.end) = (to.bytes, to.offset);
+            continue;
+        }
+        return damage;
     }
 }
 
