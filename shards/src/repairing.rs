@@ -69,6 +69,8 @@ enum Failure {
     Gone(String),
     /// Later, perhaps.
     Later(String),
+    /// The log is no more as it was when the damage was found: its segment was sealed, or is gone.
+    Changed(String),
 }
 
 impl From<NetError> for Failure {
@@ -81,6 +83,7 @@ impl From<RepairError> for Failure {
     fn from(error: RepairError) -> Self {
         match error {
             RepairError::Gone(_) => Failure::Gone(error.to_string()),
+            RepairError::Changed => Failure::Changed(error.to_string()),
             error => Failure::Later(error.to_string()),
         }
     }
@@ -213,7 +216,7 @@ async fn repair(link: Rc<Link>, partition: Rc<Partition>, shared: Rc<Shared>) {
             note.reason = Some(reason);
             note.retry_at = None;
         }
-        Err(Failure::Later(reason)) => {
+        Err(Failure::Later(reason) | Failure::Changed(reason)) => {
             let pause = note.backoff.failed(ring::random());
             note.reason = Some(reason);
             note.retry_at = Some(ring::now() + pause);
@@ -223,7 +226,7 @@ async fn repair(link: Rc<Link>, partition: Rc<Partition>, shared: Rc<Shared>) {
 }
 
 /// Repairs all damage of a partition that can be. What the source no longer has does not keep the
-/// rest from it.
+/// rest from it, nor does what is damaged otherwise by now, which is looked for again.
 async fn repair_partition(
     link: &Rc<Link>,
     partition: &Rc<Partition>,
@@ -232,7 +235,7 @@ async fn repair_partition(
     let Some(log) = partition.log() else { return Ok(()) };
     let verifier = link.verifier();
     let mut connection = None;
-    let mut gone = None;
+    let (mut gone, mut changed) = (None, None);
     // A log that is opened again may tell of more.
     for _ in 0..ROUNDS_MAX {
         let damages = match look(link, partition, &log, &verifier, None).await {
@@ -247,21 +250,29 @@ async fn repair_partition(
         if damages.is_empty() {
             return Ok(());
         }
-        let mut mended = 0;
+        let (mut mended, before) = (0, changed.take());
         for damage in damages {
             if connection.is_none() {
                 connection = Some(connect(link, partition, shared).await?);
             }
             let connection = connection.as_mut().expect("just made");
+            let segment = damage.segment;
             match mend(link, partition, &log, damage, connection).await {
                 Ok(()) => mended += 1,
                 Err(Failure::Gone(reason)) => gone = Some(reason),
+                Err(Failure::Changed(reason)) if partition.mode() == Mode::Replicate => {
+                    verify_segment(link, partition, segment).await;
+                    changed = Some(reason);
+                }
                 Err(later) => return Err(later),
             }
         }
-        if mended == 0 {
+        if mended == 0 && (changed.is_none() || before.is_some()) {
             break;
         }
+    }
+    if let Some(reason) = changed {
+        return Err(Failure::Later(reason));
     }
     Err(Failure::Gone(gone.unwrap_or_else(|| "it is damaged again and again".to_owned())))
 }
@@ -432,7 +443,9 @@ async fn hear(
     let asked = ask(link, &mut session, wanted, connection).await;
     let (gathering, _) = asked.map_err(|failure| match failure {
         // It may have lost them together with us, and get them again.
-        Failure::Gone(reason) | Failure::Later(reason) => Failure::Later(reason),
+        Failure::Gone(reason) | Failure::Later(reason) | Failure::Changed(reason) => {
+            Failure::Later(reason)
+        }
     })?;
     let empty = gathering.pieces.iter().all(|piece| piece.is_empty());
     if empty || gathering.high_watermark <= offset {

@@ -30,3 +30,51 @@ fn what_sealing_finds_damaged_is_mended() {
     world.until("the repair", 10 * MINUTE, |status| status.stats.damages_repaired == 1);
     world.until_caught_up(MINUTE);
 }
+
+/// What was found damaged while appending went on there is a range of batches; once the segment is
+/// sealed, damage is a range of its strides. It is looked for again, and mended with the rest.
+#[test]
+fn what_was_found_damaged_before_its_segment_was_sealed_is_mended() {
+    let orders = TopicSpec::new("orders", 1, 1).with_batches(7, 20_000, 16);
+    let mut world = World::new(ring::sim::Faults::none(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    let partitions = vec![world.key("orders", 0)];
+    world.ask(|reply| Command::Release { partitions, reply });
+    world.assign(1_500_000);
+    let grow = |world: &mut World| {
+        for _ in 0..10 {
+            world.cluster.append("orders", 0, 10).expect("appends");
+            world.until_caught_up(MINUTE);
+        }
+        world.until("a flush", MINUTE, |status| {
+            status.partitions.iter().all(|p| p.flushed == p.received)
+        });
+    };
+    let segments = |world: &World| {
+        let folder = Path::new("/data/prod/orders-0");
+        let files = world.sim.disk(world.machine(), |disk| disk.files(folder)).expect("a folder");
+        let is_log = |path: &Path| path.extension().is_some_and(|extension| extension == "log");
+        files.into_iter().map(|(path, _)| path).filter(|path| is_log(path)).collect::<Vec<_>>()
+    };
+    grow(&mut world);
+    let paths = segments(&world);
+    assert_eq!(paths.len(), 2);
+    for (path, at) in paths.iter().zip([300_000, 30_000]) {
+        world.sim.disk(world.machine(), |disk| disk.flip_bit(path, at, 3));
+    }
+    // The first takes its time, in which the second segment is sealed.
+    let backfill_rate_limit = Some(50_000);
+    let settings = LinkSettings { backfill_rate_limit, ..settings() };
+    world.tell(Command::Link { link: world.key("orders", 0).link, settings });
+    let every = Duration::from_secs(3600);
+    let first_after = Duration::ZERO;
+    world.tell(Command::Verify(VerifySettings { bytes_per_second: 0, first_after, every }));
+    world.until("damage", MINUTE, |status| status.stats.damages_found == 2);
+    grow(&mut world);
+    assert!(segments(&world).len() > 2);
+    assert_eq!(world.status().stats.damages_repaired, 0);
+    world.until("both repairs", 10 * MINUTE, |status| {
+        status.stats.damages_repaired == 2
+            && status.partitions.iter().all(|p| p.state == PartitionState::Active)
+    });
+}

@@ -11,28 +11,28 @@ use crate::boot::Claim;
 use crate::chain::Chain;
 use crate::checkpoint::{Entry, Replay};
 use crate::epochs::Epochs;
-use crate::index::{self, IndexState, Indexes};
+use crate::index::{IndexState, Indexes};
 use crate::log::{LastBatch, Log, LogError, LogSettings, LogState};
 use crate::names::{Kind, LogId, PREPARED_FILE};
 use crate::position::{Place, Positions};
 use crate::producers::Producers;
 use crate::recovery::{
-    Corrupt, Found, FoundSegment, Known, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict,
+    Corrupt, Found, FoundSegment, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict,
 };
-use crate::scan::{FoundBatch, scan, scan_writing};
+use crate::scan::{FoundBatch, scan_writing};
 use crate::seal::{Ends, SealBuilder};
 use crate::segment::Segment;
 use crate::store::Memory;
 use crate::volume::{Volume, is_full};
-use crate::work::{
-    APPEND, INDEXES, append_indexes, at, cut_file, read_small, remove, write_epochs,
-};
+use crate::work::{APPEND, INDEXES, append_indexes, at, cut_file, remove, write_epochs};
 use crate::write_again::WriteAgain;
 
 mod files;
+mod last_batch;
 
 pub(crate) use files::Files;
 use files::{find, read_epochs, read_snapshot};
+use last_batch::Last;
 
 /// What opening a log found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -212,12 +212,27 @@ fn take_from(segments: &mut Vec<FoundSegment>, until: Option<i64>) -> Vec<i64> {
     cut_off
 }
 
-/// The batch that a log ends with.
-enum Last {
-    None,
-    Found(LastBatch),
-    /// What is there is not what was written.
-    Other,
+/// Up to where the log is on the device, and from where it is to be read the next time.
+fn what_is_flushed(found: &Found, end: Place, sound: bool) -> (Place, Replay) {
+    let start = |segment| Replay::segment_start(segment, None, false);
+    match found.entry {
+        // What was flushed stays so; a scan may have gone beyond.
+        Some(entry) if !sound => (entry.flushed, entry.replay),
+        Some(entry) => {
+            let flushed = entry.flushed.min(end);
+            let replay = entry.replay;
+            let usable = found.read_from == ReadFrom::Replay && replay.place <= flushed;
+            (flushed, if usable { replay } else { start(flushed.segment) })
+        }
+        // Sealed segments are believed to have been flushed: see `recovery`.
+        None if found.lost => (start(end.segment).place, start(end.segment)),
+        // No checkpoint has named it: that segments are sealed does not say that they are on the
+        // device.
+        None => {
+            let none = start(found.segments.first().map_or(end.segment, |first| first.base));
+            (none.place, none)
+        }
+    }
 }
 
 impl Loading<'_> {
@@ -393,26 +408,7 @@ impl Loading<'_> {
             active.indexes = indexes;
         }
         let start = Replay::segment_start(end.segment, None, false);
-        let (flushed, replay) = match found.entry {
-            // What was flushed stays so; a scan may have gone beyond.
-            Some(entry) if !sound => (entry.flushed, entry.replay),
-            Some(entry) => {
-                let flushed = entry.flushed.min(end);
-                let replay = entry.replay;
-                let usable = found.read_from == ReadFrom::Replay && replay.place <= flushed;
-                let start = Replay::segment_start(flushed.segment, None, false);
-                (flushed, if usable { replay } else { start })
-            }
-            // Sealed segments are believed to have been flushed: see `recovery`.
-            None if found.lost => (start.place, start),
-            // No checkpoint has named it: that segments are sealed does not say that they are on
-            // the device.
-            None => {
-                let first = found.segments.first().map_or(end.segment, |first| first.base);
-                let none = Replay::segment_start(first, None, false);
-                (none.place, none)
-            }
-        };
+        let (flushed, replay) = what_is_flushed(found, end, sound);
         // The flushed batch's, also when reading did not come so far, or went further.
         let flushed_epoch = match found.entry {
             Some(entry) if !sound => entry.last_epoch.or(self.last_epoch),
@@ -478,44 +474,5 @@ impl Loading<'_> {
         let space = size / BLOCK as u64 * BLOCK as u64;
         let last_epoch = self.last_epoch;
         Ok(Segment::resume(end, last_epoch, chain, index, Some((file, space)), now_ms))
-    }
-
-    /// Nothing was scanned: the last batch stands behind the last index entry.
-    async fn find_last_batch(&self, verdict: &Verdict, found: &Found) -> Result<Last, LogError> {
-        let end = verdict.end;
-        let (base, bytes) = match verdict.sealed.last() {
-            _ if end.bytes > 0 => (end.segment, end.bytes),
-            Some(&(base, bytes)) => (base, bytes),
-            None => return Ok(Last::None),
-        };
-        let Some(segment) = found.segments.iter().find(|segment| segment.base == base) else {
-            return Ok(Last::None);
-        };
-        if bytes == 0 {
-            return Ok(Last::None);
-        }
-        let flushed = found.flushed().filter(|known| known.0 == base).map(|known| known.1);
-        let offset = segment.seal.as_ref().map_or(end.offset, |seal| seal.next_offset);
-        let known = flushed.unwrap_or(Known { bytes, offset, epoch: None });
-        let index = read_small(&self.files.path(Kind::Index, base)).await?.unwrap_or_default();
-        let entries = index::read_offsets(&index).iter().rev();
-        let near = entries.map(|entry| u64::from(entry.position.get())).find(|&at| at < bytes);
-        // If the index is wrong, the scan finds no batch there: begin at the start then.
-        for position in [near.unwrap_or(0), 0] {
-            let mut from = Replay::segment_start(base, None, false);
-            from.place.bytes = position;
-            let mut last = None;
-            let scanned = scan(&self.files.path(Kind::Log, base), &from, bytes, |found| {
-                last = Some(LastBatch::new(&found.batch, base, found.position));
-                true
-            })
-            .await;
-            if let Some(last) = last.filter(|_| scanned.place.bytes == bytes) {
-                let place = last.position..bytes;
-                let other = known.contradicts(&place, last.last_offset + 1, last.leader_epoch);
-                return Ok(if other { Last::Other } else { Last::Found(last) });
-            }
-        }
-        Ok(Last::Other)
     }
 }
