@@ -9,10 +9,10 @@
 //! A flush that fails is not repeated: after it the kernel counts the pages it lost as clean, and
 //! the next flush would succeed without them. All logs of the directory are FAILED; each may be
 //! closed and opened again, which says durably what an earlier flush covered, cuts the log there,
-//! reads the rest from the device and lets the source send what was cut once more. A process that dies before it could say
-//! so is answered for by the next: it writes again what it reads above the flushed place
-//! (`write_again`). On a full disk, where not even the slot can be written, nothing fails:
-//! the ends stay unflushed, all logs are DISK_FULL, and every cycle tries again.
+//! reads the rest from the device and lets the source send what was cut once more. A process that
+//! dies before it could say so is answered for by the next: it writes again what it reads above the
+//! flushed place (`write_again`). On a full disk, where not even the slot can be written, nothing
+//! fails: the ends stay unflushed, all logs are DISK_FULL, and every cycle tries again.
 
 use std::io;
 use std::rc::Rc;
