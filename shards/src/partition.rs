@@ -377,6 +377,11 @@ impl Partition {
         }
     }
 
+    /// Where the source's log ended when that was last heard.
+    pub fn source_end(&self) -> Option<i64> {
+        self.source.get().end
+    }
+
     /// Notes what an answer said of the source's log. One that contradicts itself says nothing.
     pub fn heard(&self, start: i64, end: i64) {
         if start >= 0 && end >= 0 && start > end {

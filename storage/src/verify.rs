@@ -210,6 +210,9 @@ pub(crate) struct Part {
     /// The last batch of it that was flushed, if its end lies further on: what a crash has torn
     /// behind that is no damage, whatever a seal says of it.
     pub flushed: Option<Known>,
+    /// The epoch of the batch that ends where this does, if that is known: without a seal no
+    /// checksum covers it.
+    pub last_epoch: Option<i32>,
     /// The checksums, if there is a seal.
     pub strides: Vec<Stride>,
 }
@@ -306,16 +309,21 @@ impl Part {
         let mut from = self.start();
         loop {
             let (mut before, mut last) = (from, from);
+            let mut epoch = None;
             let scanned = verifier
                 .scan(file, from, self.end.bytes, |found| {
                     let bytes = found.position + u64::from(found.batch.bytes);
                     let offset = found.batch.next_offset();
                     before = std::mem::replace(&mut last, Place { bytes, offset, ..from });
+                    epoch = found.batch.leader_epoch;
                     true
                 })
                 .await;
             let whole = scanned.place.bytes == self.end.bytes;
-            if whole && (!self.exact || scanned.place.offset == self.end.offset) {
+            let other_epoch =
+                self.last_epoch.zip(epoch).is_some_and(|(ours, theirs)| ours != theirs);
+            let as_known = scanned.place.offset == self.end.offset && !other_epoch;
+            if whole && (!self.exact || as_known) {
                 return damages;
             }
             let reason = match &scanned.stopped {
@@ -413,7 +421,8 @@ impl Log {
         if base == inner.active.base {
             let end = inner.flushed;
             let sound = end.segment == base && end.bytes > 0;
-            return sound.then_some(unsealed_part(path, end));
+            let last_epoch = inner.flushed_epoch;
+            return sound.then(|| Part { last_epoch, ..unsealed_part(path, end) });
         }
         let at = inner.sealed.iter().position(|sealed| sealed.0 == base)?;
         let bytes = inner.sealed[at].1;
@@ -444,7 +453,7 @@ impl Log {
             return Some(Part { flushed: beyond.then_some(known), ..sealed_part(seal, path) });
         }
         if here {
-            return Some(unsealed_part(path, flushed));
+            return Some(Part { last_epoch: epoch, ..unsealed_part(path, flushed) });
         }
         if base > flushed.segment {
             return None;
@@ -499,5 +508,6 @@ fn guessed_part(path: PathBuf, end: Place) -> Part {
 /// The segment in which appending goes on, up to where it was flushed.
 fn unsealed_part(path: PathBuf, end: Place) -> Part {
     let (base, strides) = (end.segment, Vec::new());
-    Part { base, path, end, exact: true, sealed: false, flushed: None, strides }
+    let (flushed, last_epoch) = (None, None);
+    Part { base, path, end, exact: true, sealed: false, flushed, last_epoch, strides }
 }

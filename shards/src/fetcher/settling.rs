@@ -109,8 +109,21 @@ impl Fetcher {
             || self.outcome.stepped.iter().any(|(stepped, _)| *stepped == key);
         if !just_came && let Some(wanted) = self.session.wanted(key) {
             let offset = wanted.fetch_offset;
+            if self.ends_with_a_gap(key) {
+                return self.settle_comparison(key, Compared::Gone);
+            }
             self.wait_and_retry(key, format!("the source sends nothing of offset {offset}"));
         }
+    }
+
+    /// Whether what the source calls committed goes beyond the copy whose last batch it does not
+    /// send: its cleaner took that, and all behind it.
+    fn ends_with_a_gap(&self, key: u32) -> bool {
+        let Some(Some(member)) = self.members.get(key as usize) else { return false };
+        let Some(log) = member.partition.log() else { return false };
+        let ours = log.positions().received.0.offset;
+        let comparing = matches!(member.stage, Stage::Comparing(_));
+        comparing && member.partition.source_end().is_some_and(|end| end >= ours)
     }
 
     /// A partition that has fallen far behind, or is behind no longer, goes to another connection.

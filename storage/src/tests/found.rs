@@ -6,10 +6,12 @@ use std::time::Duration;
 use ring::sim::{ExecutorId, Faults, Machine, Simulation};
 use ring::{BLOCK, Class, Config, Share};
 
+use super::repair::Origin;
 use super::simulated::{batch, compare, live, settings, simulated_store};
 use super::*;
 use crate::boot::slot_path;
 use crate::names::{EPOCHS_FILE, METADATA_FILE};
+use crate::verify::Verifier;
 
 fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
     range.flat_map(batch).collect()
@@ -274,10 +276,14 @@ fn a_last_batch_that_is_not_what_was_flushed_is_damage() {
         };
         two_lives(life, turn, async move {
             let store = simulated_store().await;
-            let (_, recovered) = open(&store, settings()).await;
+            let (log, recovered) = open(&store, settings()).await;
             let corrupt = recovered.corrupt.expect("damage");
             assert_eq!(corrupt.offsets, 59..60, "byte {byte}");
+            let mended = Origin::simulated(60).mend_all(&log, &Verifier::new(0)).await;
+            assert!(mended.is_ok(), "byte {byte}: {mended:?}");
+            assert_eq!(log.state(), LogState::Healthy);
             store.close().await;
+            compare(&log, 60).await;
         });
     }
 }

@@ -37,7 +37,7 @@ impl Origin {
     }
 
     /// What the simulated source sends.
-    fn simulated(end: i64) -> Origin {
+    pub fn simulated(end: i64) -> Origin {
         Origin { batches: (0..end).map(|base| (base, base + 1, batch(base))).collect() }
     }
 
