@@ -48,8 +48,8 @@ use tally::Tally;
 /// turned base offset that a checker took for another batch's; an answer that was held back; a cut
 /// that a checker forgot; what could not be read behind the flushed end; a leader that came after
 /// none; a status from before a cut; damage that sealing found, and nobody mended; a log made
-/// for a partition that was no more; a turned epoch that was named and never mended; a comparison with
-/// what the source had cleaned away.
+/// for a partition that was no more; a turned epoch that was named and never mended; a comparison
+/// with what the source had cleaned away.
 const FOUND: &[u64] = &[
     1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076, 40085,
     40132, 60183, 20167, 20330, 20343, 70337, 70456, 80296, 101136, 101891, 102163, 102236, 102695,
