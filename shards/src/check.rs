@@ -283,13 +283,13 @@ impl fmt::Display for SourceLog {
 
 impl SourceLog {
     /// Whether a log can be like that.
-    pub fn is_one(&self) -> bool {
+    pub fn is_possible(&self) -> bool {
         0 <= self.start && self.start <= self.end
     }
 
     /// Whether, moreover, this offset is one of it, or its end.
     pub fn holds(&self, offset: i64) -> bool {
-        self.is_one() && (self.start..=self.end).contains(&offset)
+        self.is_possible() && (self.start..=self.end).contains(&offset)
     }
 }
 
@@ -313,7 +313,7 @@ pub enum OutOfRange {
 /// Classifies an OFFSET_OUT_OF_RANGE: our next offset against the source's log start and high
 /// watermark, as its leader says them (ListOffsets).
 pub fn classify(ours: i64, theirs: SourceLog) -> OutOfRange {
-    if !theirs.is_one() {
+    if !theirs.is_possible() {
         OutOfRange::Senseless
     } else if ours < theirs.start {
         OutOfRange::Gap { source_start: theirs.start }

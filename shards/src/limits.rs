@@ -77,5 +77,9 @@ pub const FRUITLESS_PAUSE_MAX: Duration = Duration::from_millis(250);
 pub const REOPENED_LOOK: Duration = Duration::from_secs(1);
 /// Answers without a record of a damaged range, before the source counts as not having it.
 pub const EMPTY_REPAIR_ANSWERS_MAX: u32 = 3;
+/// Rounds of looking for damage and mending it within one try.
+pub const REPAIR_ROUNDS_MAX: usize = 64;
+/// So much is asked for to see whether a source has anything at an offset.
+pub const HEARD_BYTES_MAX: usize = 64 << 10;
 /// How long a failover waits for room on a full disk, before it ends with what could be written.
 pub const FULL_DISK_PATIENCE: Duration = Duration::from_secs(10);

@@ -19,13 +19,13 @@ use storage::log::{AppendLimits, Log, LogState};
 use storage::recovery::Corrupt;
 use storage::repair::{Repair, RepairError, plan};
 use storage::verify::Verifier;
-use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::control::{Event, Mode, VerifySettings};
 use crate::fetcher::Kind;
 use crate::limits::{
-    EMPTY_REPAIR_ANSWERS_MAX, FETCH_WAIT_MS, PARTITION_BYTES_MAX, REOPENED_LOOK, REQUEST_LIMIT,
+    EMPTY_REPAIR_ANSWERS_MAX, FETCH_WAIT_MS, HEARD_BYTES_MAX, PARTITION_BYTES_MAX, REOPENED_LOOK,
+    REPAIR_ROUNDS_MAX, REQUEST_LIMIT,
 };
 use crate::link::Link;
 use crate::partition::{Leader, Partition};
@@ -237,7 +237,7 @@ async fn repair_partition(
     let mut connection = None;
     let (mut gone, mut changed) = (None, None);
     // A log that is opened again may tell of more.
-    for _ in 0..ROUNDS_MAX {
+    for _ in 0..REPAIR_ROUNDS_MAX {
         let damages = match look(link, partition, &log, &verifier, None).await {
             Err(RepairError::Unreadable(offset)) => {
                 let mut made = connect(link, partition, shared).await?;
@@ -277,9 +277,6 @@ async fn repair_partition(
     Err(Failure::Gone(gone.unwrap_or_else(|| "it is damaged again and again".to_owned())))
 }
 
-/// Rounds of looking and mending within one try.
-const ROUNDS_MAX: usize = 64;
-
 /// What is damaged now. The log may be opened again here, and cut where it cannot be read and the
 /// source was `heard`, which comes to its end whatever becomes of this task.
 async fn look(
@@ -291,7 +288,7 @@ async fn look(
 ) -> Result<Vec<Corrupt>, RepairError> {
     let (link, partition) = (Rc::clone(link), Rc::clone(partition));
     let (log, verifier) = (Rc::clone(log), Rc::clone(verifier));
-    let looking = to_its_end(async move {
+    let looking = async move {
         let was_corrupt = matches!(log.state(), LogState::Corrupt(_));
         let replicates = || partition.mode() == Mode::Replicate;
         let may_cut = |offset| heard == Some(offset) && replicates();
@@ -302,8 +299,8 @@ async fn look(
             link.reopened(&partition);
         }
         damages
-    });
-    looking.await
+    };
+    ring::to_its_end(Share::Background, looking).await
 }
 
 /// A connection to the leader, as the repair's own.
@@ -340,17 +337,7 @@ async fn mend(
     // From here on it comes to its end, whatever becomes of the connection.
     let (link, partition) = (Rc::clone(link), Rc::clone(partition));
     let log = Rc::clone(log);
-    to_its_end(finish(link, partition, log, repair)).await
-}
-
-/// What runs on when whoever waits for it is gone.
-async fn to_its_end<T: 'static>(work: impl Future<Output = T> + 'static) -> T {
-    let (done, result) = oneshot::channel();
-    ring::spawn(Share::Background, async move {
-        let _ = done.send(work.await);
-    })
-    .detach();
-    result.await.expect("a detached task ends by itself")
+    ring::to_its_end(Share::Background, finish(link, partition, log, repair)).await
 }
 
 async fn finish(
@@ -482,8 +469,6 @@ async fn ask(
     Ok((gathering, answer.throttle))
 }
 
-/// Enough to see that there is something.
-const HEARD_BYTES_MAX: usize = 64 << 10;
 const KEY: u32 = 0;
 /// Not in the way of what is new.
 const KIND: Kind = Kind::Backfill(0);

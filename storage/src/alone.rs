@@ -65,10 +65,8 @@ impl Log {
         .await;
         self.inner.borrow_mut().mending = false;
         self.flags.cutting.set(false);
-        if let Some(this) = self.volume().log(self.id()) {
-            // Of what was written before, a flush that was under way has said nothing.
-            self.volume().mark_dirty(&this);
-        }
+        // Of what was written before, a flush that was under way has said nothing.
+        self.mark_dirty();
         self.changed.notify();
         self.touch();
         result

@@ -97,9 +97,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind, in the order in which a segment's files go. Its seal is the first: one without
+    /// its segment is damage, and would be held against a later segment of that base.
     pub const ALL: [Kind; 6] =
-        [Kind::Log, Kind::Index, Kind::TimeIndex, Kind::TxnIndex, Kind::Snapshot, Kind::Seal];
+        [Kind::Seal, Kind::Log, Kind::Index, Kind::TimeIndex, Kind::TxnIndex, Kind::Snapshot];
 
     /// The suffix, without the dot.
     pub fn suffix(self) -> &'static str {

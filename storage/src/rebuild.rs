@@ -5,10 +5,7 @@
 //! were open at its start stands in the snapshot there; without one it is read from the batches
 //! before, or the aborted ones among them would pass for committed.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use ring::{File, OpenOptions, Share, Task};
+use ring::{File, OpenOptions, Share};
 
 use crate::index::{IndexState, Indexes};
 use crate::log::{Log, LogError, LogState};
@@ -26,23 +23,6 @@ struct Sides {
     builder: SealBuilder,
     /// That of the producers at the segment's start, if it is lost.
     snapshot: Option<Vec<u8>>,
-}
-
-/// A task that runs on when whoever waits for it is gone.
-struct Unstopped<T>(Option<Task<T>>);
-
-impl<T> Future for Unstopped<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        Pin::new(self.0.as_mut().expect("until it is dropped")).poll(context)
-    }
-}
-
-impl<T> Drop for Unstopped<T> {
-    fn drop(&mut self) {
-        self.0.take().into_iter().for_each(Task::detach);
-    }
 }
 
 impl Log {
@@ -90,14 +70,14 @@ impl Log {
         // not be made on under who opens the log next.
         let Some(this) = self.volume().log(self.id()) else { return Ok(false) };
         let sides = Sides { indexes, builder, snapshot };
-        let writing = ring::spawn(Share::Background, async move {
+        let writing = async move {
             // So that the segment is not deleted while files of it are made.
             let held = this.hold().await;
             let written = this.write_sides(base, scanned.place, sides).await;
             held.release();
             written
-        });
-        Unstopped(Some(writing)).await
+        };
+        ring::to_its_end(Share::Background, writing).await
     }
 
     /// The snapshot at the start of a segment, if there is a good one.

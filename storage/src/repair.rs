@@ -4,9 +4,8 @@
 //! their own beside the seals. Only when they are complete, end exactly where the whole batch after
 //! the range begins, and have the checksum the seal remembers (where there is one), are they
 //! written to where they belong: whole blocks, past the page cache, and of these only such as
-//! differ on the device. A crash in between
-//! leaves the range as damaged as it was, or less; it is found and fetched again. A file that is
-//! missing gets its name when it is whole.
+//! differ on the device. A crash in between leaves the range as damaged as it was, or less; it is
+//! found and fetched again. A file that is missing gets its name when it is whole.
 //!
 //! What does not fit is not written: the source has cleaned, deleted or replaced these records. The
 //! damage stays, with its range.
@@ -449,9 +448,7 @@ impl Log {
             *inner = opened.into_inner(generation);
             (inner.damages, inner.closing_down, inner.mending) = (damages, closing_down, true);
         }
-        if let Some(this) = self.volume().log(self.id()) {
-            self.volume().mark_dirty(&this);
-        }
+        self.mark_dirty();
         self.outlive_flush_failures(failures)?;
         if until.is_some() {
             // As at a start: the cut is durable before anything more counts as flushed.

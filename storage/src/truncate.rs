@@ -95,9 +95,7 @@ impl Log {
             *inner = opened.into_inner(generation);
             inner.damages = damages.into_iter().filter_map(|d| staying(d, cut.place)).collect();
         }
-        if let Some(this) = self.volume().log(self.id()) {
-            self.volume().mark_dirty(&this);
-        }
+        self.mark_dirty();
         self.outlive_flush_failures(failures)
     }
 

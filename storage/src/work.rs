@@ -320,10 +320,9 @@ impl Log {
         Ok(())
     }
 
-    /// Removes a segment's files. Its seal goes first: a seal whose segment is missing is damage.
+    /// Removes a segment's files.
     pub(crate) async fn remove_files(&self, base: i64) -> Result<(), LogError> {
-        self.remove_file(Kind::Seal, base).await?;
-        for kind in [Kind::Log, Kind::Index, Kind::TimeIndex, Kind::TxnIndex, Kind::Snapshot] {
+        for kind in Kind::ALL {
             self.remove_file(kind, base).await?;
         }
         Ok(())
@@ -333,7 +332,8 @@ impl Log {
         remove(&self.path(kind, base)).await
     }
 
-    fn mark_dirty(&self) {
+    /// The next checkpoint has its entry.
+    pub(crate) fn mark_dirty(&self) {
         if let Some(this) = self.volume().log(self.id()) {
             self.volume().mark_dirty(&this);
         }

@@ -26,7 +26,7 @@ mod join;
 mod tasks;
 
 pub(crate) use current::{cancel_timer, close, leave_line, orphan, wake, with_current};
-pub use join::{Task, spawn};
+pub use join::{Task, spawn, to_its_end};
 
 use current::CURRENT;
 use flights::{Ended, Flights};

@@ -37,7 +37,9 @@ mod time;
 mod timer;
 mod uring;
 
-pub use executor::{Config, Share, Stats, Task, run, spawn, stats, thread_cpu, yield_now};
+pub use executor::{
+    Config, Share, Stats, Task, run, spawn, stats, thread_cpu, to_its_end, yield_now,
+};
 pub use file::{File, OpenOptions};
 pub use memory::{BLOCK, Class, Gather, Lease, MemoryUse, Slice, lease, memory, try_lease};
 pub use socket::{Address, Listener, SocketWatch, Stream};

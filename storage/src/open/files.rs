@@ -33,11 +33,9 @@ impl Files {
         folder.join(kind.name(offset))
     }
 
-    /// Removes a segment that lies behind the `end` of the log, its seal first: one that a crash
-    /// left alone would be held against a later segment of that base. The snapshot at the base of
-    /// the first of these is the end of what stays.
+    /// Removes a segment that lies behind the `end` of the log. The snapshot at the base of the
+    /// first of these is the end of what stays.
     pub async fn remove_behind(&self, end: i64, base: i64) -> Result<(), LogError> {
-        remove(&self.path(Kind::Seal, base)).await?;
         for kind in Kind::ALL {
             if kind != Kind::Snapshot || base > end {
                 remove(&self.path(kind, base)).await?;

@@ -1,4 +1,5 @@
-//! A task and its value: what [`spawn`] gives, to await, to let run, or to stop by dropping it.
+//! A task and its value: what [`spawn`] gives, to await, to let run, or to stop by dropping
+//! it; and [`to_its_end`], which nobody stops.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -86,4 +87,22 @@ pub fn spawn<T: 'static>(share: Share, future: impl Future<Output = T> + 'static
     });
     let (serial, id) = with_current(|executor| (executor.serial, executor.spawn(share, future)));
     Task { id: Some(id), serial, join }
+}
+
+/// Runs `work` in a task of its own, which comes to its end also when whoever waits here is gone.
+///
+/// # Panics
+/// Outside an executor.
+pub async fn to_its_end<T: 'static>(share: Share, work: impl Future<Output = T> + 'static) -> T {
+    let mut waited_for = LeftRunning(Some(spawn(share, work)));
+    waited_for.0.as_mut().expect("it is there until it is dropped").await
+}
+
+/// A task that whoever drops this leaves running.
+struct LeftRunning<T>(Option<Task<T>>);
+
+impl<T> Drop for LeftRunning<T> {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Task::detach);
+    }
 }

@@ -43,6 +43,26 @@ both!(a_dropped_task_stops, |_| async {
     assert!(dropped.get());
 });
 
+both!(what_is_to_come_to_its_end_outlives_who_waits_for_it, |_| async {
+    assert_eq!(to_its_end(Share::Background, async { 7 }).await, 7);
+    let steps = Rc::new(Cell::new(0));
+    let mine = Rc::clone(&steps);
+    let work = async move {
+        mine.set(1);
+        sleep(Duration::from_millis(5)).await;
+        mine.set(2);
+    };
+    let waiting = spawn(Share::Background, to_its_end(Share::Background, work));
+    while steps.get() == 0 {
+        yield_now().await;
+    }
+    drop(waiting);
+    assert_eq!(steps.get(), 1);
+    while steps.get() == 1 {
+        sleep(Duration::from_millis(5)).await;
+    }
+});
+
 both!(a_task_may_drop_itself, |_| async {
     let dropped = Rc::new(Cell::new(false));
     let flag = Flag(Rc::clone(&dropped));

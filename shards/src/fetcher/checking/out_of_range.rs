@@ -47,7 +47,7 @@ impl Fetcher {
                 }
             };
             let Some(log) = partition.log() else { continue };
-            if theirs.is_one() {
+            if theirs.is_possible() {
                 partition.heard(theirs.start, theirs.end);
             }
             match classify(log.positions().received.0.offset, theirs) {
