@@ -236,6 +236,9 @@ async fn repair_partition(
     let verifier = link.verifier();
     let mut connection = None;
     let (mut gone, mut changed) = (None, None);
+    while let Some(base) = log.take_doubted() {
+        verify_segment(link, partition, base).await;
+    }
     // A log that is opened again may tell of more.
     for _ in 0..REPAIR_ROUNDS_MAX {
         let damages = match look(link, partition, &log, &verifier, None).await {
@@ -349,8 +352,9 @@ async fn finish(
     if partition.mode() != Mode::Replicate {
         return Err(Failure::Later("it is not replicated now".to_owned()));
     }
-    let offsets = repair.damage().offsets.clone();
+    let Corrupt { segment, offsets, .. } = repair.damage().clone();
     let alone = !repair.keeps_log_open();
+    let unsealed = !alone && !repair.has_checksum();
     if alone {
         partition.cutting.set(true);
         link.place(&partition);
@@ -369,6 +373,10 @@ async fn finish(
     link.count_repair();
     let key = partition.key.clone();
     link.tell(Event::Repaired { key, from: offsets.start, to: offsets.end });
+    if unsealed {
+        // What is whole again gets its seal.
+        verify_segment(&link, &partition, segment).await;
+    }
     Ok(())
 }
 

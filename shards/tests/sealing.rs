@@ -12,9 +12,8 @@ use world::{World, settings};
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A bit turned, since the log was opened, in what was written before: nobody reads it until its
-/// segment is sealed. The source still has it.
-#[test]
-fn what_sealing_finds_damaged_is_mended() {
+/// segment is sealed.
+fn damaged_when_sealed() -> World {
     let orders = TopicSpec::new("orders", 1, 20).with_batches(7, 20_000, 16);
     let faults = ring::sim::Faults::none();
     let mut world = World::new(faults, &[orders], settings(), 16 << 20);
@@ -25,10 +24,37 @@ fn what_sealing_finds_damaged_is_mended() {
     world.until_caught_up(MINUTE);
     let path = Path::new("/data/prod/orders-0/00000000000000000000.log");
     world.sim.disk(world.machine(), |disk| disk.flip_bit(path, 200_000, 3));
+    world
+}
+
+/// The source still has it.
+#[test]
+fn what_sealing_finds_damaged_is_mended() {
+    let mut world = damaged_when_sealed();
     // One batch more than the segment takes, and then nothing that would ask for more.
     world.cluster.append("orders", 0, 6).expect("appends");
     world.until("the repair", 10 * MINUTE, |status| status.stats.damages_repaired == 1);
     world.until_caught_up(MINUTE);
+    let seals = Path::new("/data/.understudy/seals/prod/orders-0");
+    let sealed = world.sim.disk(world.machine(), |disk| disk.files(seals)).expect("a folder");
+    assert!(!sealed.is_empty(), "what is whole again is sealed");
+}
+
+/// The source has deleted it: the log goes on behind it all the same.
+#[test]
+fn what_sealing_finds_damaged_and_the_source_has_deleted_stops_nothing() {
+    let mut world = damaged_when_sealed();
+    world.cluster.delete_records("orders", 0, 300).expect("trims");
+    world.cluster.append("orders", 0, 6).expect("appends");
+    world.until("the damage", MINUTE, |status| status.stats.damages_found == 1);
+    world.cluster.append("orders", 0, 30).expect("appends");
+    world.until_caught_up(MINUTE);
+    world.until("a flush", MINUTE, |status| {
+        status.partitions.iter().all(|p| p.flushed == p.received)
+    });
+    let status = world.status();
+    assert_eq!(status.stats.damages_repaired, 0);
+    assert_eq!(status.partitions[0].state, PartitionState::Corrupt);
 }
 
 /// What was found damaged while appending went on there is a range of batches; once the segment is

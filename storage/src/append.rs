@@ -58,6 +58,8 @@ pub(crate) struct Inner {
     pub unplaced: bool,
     /// Damage found while the log goes on, in order.
     pub damages: Vec<Corrupt>,
+    /// Segments of which only roughly is known what of them is damaged.
+    pub doubted: Vec<i64>,
     /// Nothing else may touch the files: a damaged range is being written, or the log read anew.
     pub mending: bool,
     /// The end is being cut back.
@@ -398,6 +400,7 @@ impl Opened {
             stray_snapshots: Vec::new(),
             generation,
             damages: Vec::new(),
+            doubted: Vec::new(),
             mending: false,
             truncating: false,
             doubtful: self.doubtful,

@@ -261,6 +261,11 @@ impl Segment {
         self.marks.clear();
     }
 
+    /// Gives back the memory of what no write has taken. None of it is written any more.
+    pub fn drop_unwritten(&mut self) {
+        self.chain = Chain::new(0);
+    }
+
     /// Writes are in flight.
     pub fn in_flight(&self) -> usize {
         self.flights.len()

@@ -364,6 +364,11 @@ impl Log {
         !inner.damages.is_empty() || matches!(inner.state, LogState::Corrupt(_))
     }
 
+    /// A segment of which only roughly is known what of it is damaged: it is to be verified.
+    pub fn take_doubted(&self) -> Option<i64> {
+        self.inner.borrow_mut().doubted.pop()
+    }
+
     /// Reads all that is flushed again. What is damaged is in [`Log::damages`] after it; what was
     /// and is no more is not. Returns how many ranges were found that were not known.
     pub async fn verify(&self, verifier: &Verifier) -> usize {

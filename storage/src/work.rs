@@ -14,7 +14,7 @@ use crate::limits::CONTROL_FILE_BYTES_MAX;
 use crate::log::{Log, LogError, LogState};
 use crate::names::{EPOCHS_FILE, Kind, PREPARED_FILE};
 use crate::read_ahead::lease_of_any_size;
-use crate::recovery::{Corrupt, Stopped};
+use crate::recovery::{Corrupt, Stopped, describe};
 use crate::scan::scan;
 use crate::seal::{Ends, Seal, SealBuilder, Stride};
 use crate::volume::is_full;
@@ -193,14 +193,25 @@ impl Log {
         let next_base = finished.next_base;
         let snapshot = self.path(Kind::Snapshot, next_base);
         at(&snapshot, ring::fs::write(&snapshot, finished.snapshot).await)?;
-        let Some(prefix) = self.prefix_strides(base, checksums.start()).await else {
-            return Ok(());
+        let damage = match self.prefix_strides(base, next_base, checksums.start()).await {
+            Ok(prefix) => {
+                let ends = Ends { base, next_offset: place.offset, next_base, indexes };
+                let seal = checksums.finish(prefix, ends);
+                assert_eq!(seal.bytes, place.bytes);
+                self.write_seal(&seal).await?;
+                None
+            }
+            Err(damage) => Some(damage),
         };
-        let ends = Ends { base, next_offset: place.offset, next_base, indexes };
-        let seal = checksums.finish(prefix, ends);
-        assert_eq!(seal.bytes, place.bytes);
-        self.write_seal(&seal).await?;
         let mut inner = self.inner.borrow_mut();
+        if let Some(damage) = damage {
+            // The log goes on: what comes is not to wait for a repair of what was there. A seal
+            // is made once it is mended.
+            tracing::error!(log = %self.id(), ?damage, "stored bytes have changed");
+            inner.doubted.push(base);
+            inner.damages.push(damage);
+            inner.damages.sort_by_key(|damage| (damage.segment, damage.bytes.start));
+        }
         inner.closing.pop_front();
         inner.sealed.push((base, place.bytes));
         let replay = Replay::segment_start(next_base, finished.epoch, finished.has_producers);
@@ -214,10 +225,15 @@ impl Log {
     }
 
     /// The strides of a segment's first `bytes`, which were written before the last start: read
-    /// again. None if they are damaged; the log is CORRUPT then.
-    async fn prefix_strides(&self, base: i64, bytes: u64) -> Option<Vec<Stride>> {
+    /// again. Else what of them is damaged, roughly.
+    async fn prefix_strides(
+        &self,
+        base: i64,
+        next_base: i64,
+        bytes: u64,
+    ) -> Result<Vec<Stride>, Corrupt> {
         if bytes == 0 {
-            return Some(Vec::new());
+            return Ok(Vec::new());
         }
         let mut builder = SealBuilder::starting_at(0);
         let from = Replay::segment_start(base, None, false);
@@ -228,16 +244,15 @@ impl Log {
         })
         .await;
         if scanned.place.bytes == bytes && scanned.stopped == Stopped::End {
-            return Some(builder.into_strides(scanned.place.offset));
+            return Ok(builder.into_strides(scanned.place.offset));
         }
-        let mut inner = self.inner.borrow_mut();
-        inner.state = LogState::Corrupt(Corrupt {
+        let end = self.inner.borrow().closing.front().map_or(bytes, |front| front.received.bytes);
+        Err(Corrupt {
             segment: base,
-            bytes: scanned.place.bytes..bytes,
-            offsets: scanned.place.offset..inner.active.base,
-            reason: format!("found while sealing: {:?}", scanned.stopped),
-        });
-        None
+            bytes: scanned.place.bytes..end,
+            offsets: scanned.place.offset..next_base,
+            reason: format!("found while sealing: {}", describe(&scanned.stopped)),
+        })
     }
 
     pub(crate) async fn write_seal(&self, seal: &Seal) -> Result<(), LogError> {

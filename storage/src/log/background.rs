@@ -133,6 +133,8 @@ impl Log {
                 tracing::error!(log = %self.id, reason, "log failed");
                 inner.state = LogState::Failed(reason.to_owned());
                 inner.rewind();
+                // It is not written any more, and others want the memory.
+                inner.segments_mut().for_each(Segment::drop_unwritten);
             }
         }
         self.changed.notify();

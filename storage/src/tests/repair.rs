@@ -19,6 +19,7 @@ mod alone;
 mod cached;
 mod cuts;
 mod gone;
+mod sealing;
 mod torn;
 mod unreadable;
 

@@ -474,3 +474,22 @@ fn without_room_for_a_checkpoint_a_log_is_disk_full_until_there_is() {
     sim.run_for(Duration::from_secs(30));
     assert!(task.is_finished());
 }
+
+/// What a failed log will not write any more is room for others, not only once it is opened again.
+#[test]
+fn a_log_that_failed_holds_no_memory() {
+    let mut sim = Simulation::new(5, Faults::none());
+    let executor = sim.executor(Config::small());
+    sim.run_on(executor, async {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        let before = ring::memory().used;
+        respond(&log, &(0..50).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        log.fail("for the test");
+        log.settle().await;
+        assert_eq!(ring::memory().used, before);
+        assert_eq!(log.positions().received.0.offset, 0);
+        let _ = log.close().await;
+        store.close().await;
+    });
+}
