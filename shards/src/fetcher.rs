@@ -28,8 +28,8 @@ use uuid::Uuid;
 use self::below_end::BelowEnd;
 use crate::limits::{
     BACKFILL_ANSWER_TARGET, CARRYING_BYTES, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX,
-    FRUITLESS_ANSWERS_FREE, FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, PARTITION_BYTES_MAX,
-    REQUEST_LIMIT, TAIL_ANSWER_TARGET,
+    FRUITLESS_ANSWERS_FREE, FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, LARGE_ANSWER_BYTES,
+    PARTITION_BYTES_MAX, REQUEST_LIMIT, TAIL_ANSWER_TARGET, TAIL_INTERVAL,
 };
 use crate::link::Link;
 use crate::partition::Partition;
@@ -275,7 +275,13 @@ impl Fetcher {
             Kind::Backfill(_) => BACKFILL_ANSWER_TARGET,
         };
         self.size.answered(asked, answer.records_bytes, receiving, target);
-        let pace = self.pace(progress, ring::now() - begun);
+        let spent = ring::now() - begun;
+        let small = answer.records_bytes < LARGE_ANSWER_BYTES.min(asked as u64 / 2);
+        let gather = match self.shared.kind {
+            Kind::Tail if small => TAIL_INTERVAL.saturating_sub(spent),
+            _ => Duration::ZERO,
+        };
+        let pace = self.pace(progress, spent).max(gather);
         let pause = answer.throttle.min(REQUEST_LIMIT).max(pace);
         if !pause.is_zero() {
             ring::sleep(pause).await;

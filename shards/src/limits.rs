@@ -64,6 +64,11 @@ pub const COMPARE_LEASE_BYTES: usize = 64 << 10;
 pub const RESERVABLE_PERCENT: usize = 75;
 /// How often waiting partitions are looked at.
 pub const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
+/// The least from one request of a tail connection to the next, while its answers are small: asked
+/// for one by one, batches cost both sides more than their records do.
+pub const TAIL_INTERVAL: Duration = Duration::from_micros(500);
+/// An answer so large needs no such pause, whatever was asked for.
+pub const LARGE_ANSWER_BYTES: u64 = 512 << 10;
 /// An answer without progress that took longer than this was held by the source, as it should.
 pub const FRUITLESS_ANSWER_MAX: Duration = Duration::from_millis(50);
 /// So many answers at once without progress cost nothing: partitions come and go, high watermarks
