@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shards::control::*;
-use source::TopicSpec;
+use source::{Fault, Target, TopicSpec};
 use world::{World, settings};
 
 const MINUTE: Duration = Duration::from_secs(60);
+const UNKNOWN_TOPIC: i16 = 3;
 
 /// The next leader may have lost records, and by now have as many as before: it is compared with
 /// the copy, also if for a while there was none.
@@ -26,6 +27,29 @@ fn a_leader_that_comes_after_there_was_none_is_compared_with_the_copy() {
     world.cluster.lose_tail("orders", 0, 160).expect("it is lost");
     world.cluster.append("orders", 0, 20).expect("appends");
     world.tell_leaders();
+    world.until("the fault", MINUTE, |status| {
+        status.partitions[0].state == PartitionState::Faulted(FaultCode::Diverged)
+    });
+    assert_eq!(world.partition("orders", 0).received, 320, "two logs are mixed");
+}
+
+fn orders(seed: u64, batches: u64) -> TopicSpec {
+    TopicSpec::new("orders", 1, batches).with_batches(seed, 20_000, 16)
+}
+
+/// Made anew with batches that end where ours did, and longer than ours: its leader, the same as
+/// before, refuses it for a moment.
+#[test]
+fn a_topic_made_anew_at_the_same_leader_is_compared_with_the_copy() {
+    let mut world = World::before_ids(&[orders(7, 20)], settings());
+    world.until_caught_up(MINUTE);
+    let refusal = Fault::ErrorCode(UNKNOWN_TOPIC);
+    world.cluster.inject(Target::partition("orders", 0), refusal, None);
+    let waits = |status: &ShardStatus| status.partitions[0].state == PartitionState::Retrying;
+    world.until("a refusal", MINUTE, waits);
+    world.cluster.delete_topic("orders").expect("deletes");
+    world.cluster.add_topic(orders(8, 41)).expect("adds");
+    world.cluster.clear_faults();
     world.until("the fault", MINUTE, |status| {
         status.partitions[0].state == PartitionState::Faulted(FaultCode::Diverged)
     });

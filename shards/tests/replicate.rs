@@ -281,6 +281,30 @@ fn a_topic_recreated_without_ids_is_found_by_its_last_batch() {
 }
 
 #[test]
+fn a_topic_recreated_without_ids_while_no_connection_is_up_is_found() {
+    let orders = topic("orders", 1, 50);
+    let mut config = Config::loopback(1).with_topic(orders.clone());
+    config.versions = source::Versions::kafka_2_1();
+    let mut rig = Rig::without_ids(serve(config).expect("a source"), &[&orders], settings());
+    rig.until_caught_up();
+    let cluster = rig.source.cluster();
+    cluster.inject(Target::fetches(), Fault::Close, None);
+    rig.until("a source that is away", |status| {
+        status.partitions[0].state == PartitionState::Retrying
+    });
+    let cluster = rig.source.cluster();
+    cluster.delete_topic("orders").expect("deletes");
+    let other = TopicSpec::new("orders", 1, 90).with_batches(8, 20_000, 16);
+    cluster.add_topic(other).expect("adds");
+    cluster.clear_faults();
+    rig.until("the fault", |status| {
+        status.partitions[0].state == PartitionState::Faulted(FaultCode::Diverged)
+    });
+    assert_eq!(rig.partition("orders", 0).received, 800, "nothing was appended to the old log");
+    rig.stop();
+}
+
+#[test]
 fn a_source_of_endless_empty_answers_is_asked_less_often() {
     let orders = topic("orders", 2, 50);
     let source = serve(Config::loopback(1).with_topic(orders.clone())).expect("a source");

@@ -289,6 +289,7 @@ pub fn kafka_two_point_one(stage: &mut Stage) -> Outcome {
         copy.wait_caught_up(topic, &ends)?;
         originals.extend(these);
     }
+    originals.extend(recreated_without_ids(&old, &mut copy)?);
     old.cluster.kill(1);
     copy.verb(&["failover", LINK, "--all"])?;
     copy.wait_until("the link to be failed over", |all| {
@@ -296,6 +297,43 @@ pub fn kafka_two_point_one(stage: &mut Stage) -> Outcome {
     })?;
     copy.stop()?;
     stage.prove_stopped(&copy, &originals, Gaps::None).map(drop)
+}
+
+/// Topics deleted and made anew with more records than before, where only the records can tell:
+/// once while the copy runs, once while it does not. What was copied of them before.
+fn recreated_without_ids(old: &Stage, copy: &mut Understudy) -> Outcome<Vec<Original>> {
+    let topics = ["oldest-again-running", "oldest-again-stopped"];
+    let create = |topic: &str, records: u32| -> Outcome {
+        // A broker of then deletes behind its answer: the name stays taken for a while.
+        wait_for("the name to be free", Duration::from_secs(60), || {
+            Ok(old.load.create(topic, 1, 1, &[]).ok())
+        })?;
+        old.load.produce(topic, json!({"records": records, "seed": records}))?;
+        Ok(())
+    };
+    let mut kept = Vec::new();
+    for topic in topics {
+        create(topic, 3_000)?;
+        kept.extend(old.originals(topic)?);
+    }
+    for topic in topics {
+        copy.wait_caught_up(topic, &[3_000])?;
+    }
+    for topic in topics {
+        if topic == topics[1] {
+            copy.stop()?;
+        }
+        old.load.call("delete", json!({ "topic": topic }))?;
+        create(topic, 9_000)?;
+        if topic == topics[1] {
+            copy.launch()?;
+        }
+        copy.wait_until(&format!("{topic} to be FAULTED as another log"), |all| {
+            all.iter()
+                .any(|p| p.topic == topic && p.state == "FAULTED" && p.reason.contains("recreated"))
+        })?;
+    }
+    Ok(kept)
 }
 
 fn all_are(original: &Original, what: &str, such: impl Fn(&Batch) -> bool) -> Outcome {

@@ -422,7 +422,8 @@ public final class Load {
             config.put("buffer.memory", "67108864");
             config.put("metadata.max.age.ms", "1000");
             config.put("request.timeout.ms", "10000");
-            config.put("delivery.timeout.ms", "90000");
+            // A broker may be kept waiting for its turn on a machine that is busy.
+            config.put("delivery.timeout.ms", "300000");
             config.put("max.block.ms", "90000");
             config.put("reconnect.backoff.max.ms", "500");
             if (transactionalId != null) {

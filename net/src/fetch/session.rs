@@ -256,6 +256,12 @@ impl FetchSession {
         if self.topics_without_id > 0 { newest.min(TOPIC_IDS_SINCE - 1) } else { newest }
     }
 
+    /// Whether such a request names its topics by id. By name alone, a topic that was made anew is
+    /// asked for as the one it replaced.
+    pub fn asks_by_id(&self, newest: i16) -> bool {
+        self.version(newest) >= TOPIC_IDS_SINCE
+    }
+
     /// Appends a request's body to `out`, in [`FetchSession::version`] of the newest one that both
     /// sides speak. If the answer to an earlier request has not come, that one counts as lost.
     pub fn encode(&mut self, newest: i16, limits: &FetchLimits, out: &mut Vec<u8>) -> Asked {

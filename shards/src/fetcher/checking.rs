@@ -47,6 +47,13 @@ impl Fetcher {
         connection: &mut Connection,
         keys: &[u32],
     ) -> Result<(), NetError> {
+        // Whatever kept a partition from being asked for may have been its end, and another the
+        // next of its name: what came in between tells, or its records do.
+        let newest = connection.versions().newest(Api::Fetch);
+        if !newest.is_some_and(|newest| self.session.asks_by_id(newest)) {
+            let members = keys.iter().filter_map(|key| self.member(*key));
+            members.for_each(|member| member.partition.set_unchecked(true));
+        }
         self.begin_new(connection, keys).await?;
         let unchecked: Vec<u32> = keys
             .iter()
