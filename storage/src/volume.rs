@@ -63,6 +63,8 @@ pub struct Volume {
     index_entries_pending: Cell<usize>,
     full: Cell<bool>,
     stopping: Cell<bool>,
+    /// The store is gone.
+    let_go: Cell<bool>,
     /// Folders that were deleted.
     dead: Cell<u64>,
     counters: RefCell<Counters>,
@@ -118,6 +120,7 @@ impl Volume {
             // Without room for a few bytes at the start there is none for records.
             full: Cell::new(directory.is_base_missing()),
             stopping: Cell::new(false),
+            let_go: Cell::new(false),
             dead: Cell::new(0),
             counters: RefCell::default(),
         });
@@ -259,8 +262,10 @@ impl Volume {
         !self.directory.is_base_missing()
     }
 
-    /// The store is gone: nothing of it is held here any more.
+    /// The store is gone: nothing of it is held here any more, nor listed by a task that is still
+    /// at work for it.
     pub(crate) fn let_go(&self) {
+        self.let_go.set(true);
         let lists = (self.ready.take(), self.work.take(), self.dirty.take());
         drop((self.logs.take(), self.deadlines.take(), lists));
     }
@@ -272,6 +277,9 @@ impl Volume {
 
     /// Something changed in a log: look whether it has something to write or to prepare.
     pub fn touch(self: &Rc<Self>, log: &Rc<Log>) {
+        if self.let_go.get() {
+            return;
+        }
         if log.has_unsent() && !log.flags.queued.replace(true) {
             self.ready.borrow_mut().push_back(Rc::clone(log));
             self.pump();
@@ -286,7 +294,7 @@ impl Volume {
     fn look_again(self: &Rc<Self>, log: &Rc<Log>) {
         if !log.has_job() {
             log.forget_disk_full();
-        } else if !log.flags.working.replace(true) {
+        } else if !self.let_go.get() && !log.flags.working.replace(true) {
             self.work.borrow_mut().push_back(Rc::clone(log));
             self.work_added.notify();
         }
@@ -304,7 +312,7 @@ impl Volume {
 
     /// Sees to it that bytes of this log wait no longer than the limit.
     pub fn set_deadline(&self, log: &Rc<Log>) {
-        if !log.flags.timed.replace(true) {
+        if !self.let_go.get() && !log.flags.timed.replace(true) {
             let at = ring::now() + Duration::from_micros(WRITE_DELAY_US);
             let mut deadlines = self.deadlines.borrow_mut();
             deadlines.push_back((at, Rc::clone(log)));
@@ -316,7 +324,7 @@ impl Volume {
 
     /// The written end of this log moved.
     pub fn mark_dirty(&self, log: &Rc<Log>) {
-        if !log.flags.dirty.replace(true) {
+        if !self.let_go.get() && !log.flags.dirty.replace(true) {
             let mut dirty = self.dirty.borrow_mut();
             dirty.push(Rc::clone(log));
             if dirty.len() == 1 {

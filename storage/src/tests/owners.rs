@@ -188,3 +188,30 @@ fn the_folder_of_what_is_deleted_is_empty_after_a_start_and_stays() {
     Boot::prepare(&[folder.path().to_owned()]).unwrap();
     assert_eq!(fs::read_dir(&dead).unwrap().count(), 0);
 }
+
+/// Somebody may still be at work on a log when the store is dropped: a worker of a full disk's, a
+/// write that waits. A process that ends then leaves nothing behind.
+#[test]
+fn a_store_that_is_gone_lists_no_log_any_more() {
+    for steps in 0..40 {
+        let mut sim = Simulation::new(steps, Faults::none());
+        let executor = sim.executor(Config::small());
+        let gone = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&gone);
+        let life = async move {
+            let [store, _] = shards().await;
+            let (log, _) = open(&store, settings()).await;
+            respond(&log, &batches(0..30), 3000).unwrap();
+            log.flush().await.unwrap();
+            drop(store);
+            respond(&log, &batches(30..60), 3000).unwrap();
+            seen.set(true);
+            std::future::pending::<()>().await;
+        };
+        sim.spawn_on(executor, Share::Replicate, life).detach();
+        sim.run_until(|_| gone.get());
+        (0..steps).for_each(|_| assert!(sim.step()));
+        sim.kill(executor);
+        assert_eq!(sim.arenas_of_the_dead(), 0, "after {steps} steps");
+    }
+}

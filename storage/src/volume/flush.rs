@@ -124,11 +124,7 @@ impl Volume {
                 self.set_unsaved(true);
                 self.missed.set(self.missed.get() + 1);
                 tracing::warn!(path = %self.path().display(), %error, "no room for a checkpoint");
-                for (log, ..) in raised {
-                    if !log.flags.dirty.replace(true) {
-                        self.dirty.borrow_mut().push(log);
-                    }
-                }
+                raised.iter().for_each(|(log, ..)| self.mark_dirty(log));
                 // Not at once again: there is no more room than there was.
                 ring::sleep(self.flush_interval).await;
             }
