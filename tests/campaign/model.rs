@@ -295,7 +295,8 @@ impl Model {
                     let deleted =
                         found <= deleted_to || result.end < deleted_to && next_kept == Some(found);
                     let deleted = (found > result.end && deleted).then_some(found);
-                    let behind = self.behind_gaps(result.end).or(deleted);
+                    // Behind a gap that was told the source may have deleted more.
+                    let behind = deleted.or_else(|| self.behind_gaps(result.end));
                     next = behind.map_or(next, |behind| log.batch_at(behind));
                 }
                 let next = self.or_of_the_past(log, next, found, &bytes[at..]);
