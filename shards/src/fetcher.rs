@@ -362,7 +362,8 @@ impl Fetcher {
         let name = TopicName { name: &partition.key.topic, id };
         self.session.add(key, name, partition.key.partition);
         self.by_uid.insert(partition.uid, key);
-        self.members[key as usize] = Some(Member { partition, term, stage: Stage::Appending });
+        let stage = Stage::Appending;
+        self.members[key as usize] = Some(Member { partition, term, stage, asked: -1 });
         self.fresh.push(key);
     }
 
@@ -413,6 +414,9 @@ impl Fetcher {
             leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
             max_bytes: bytes_max.max(batch_bytes),
         };
+        if let Some(Some(member)) = self.members.get_mut(key as usize) {
+            member.asked = wanted.fetch_offset;
+        }
         self.session.want(key, wanted);
     }
 

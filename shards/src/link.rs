@@ -214,6 +214,9 @@ impl Link {
 
     /// Gives a partition to the fetcher that should have it, if any should.
     pub fn place(self: &Rc<Self>, partition: &Rc<Partition>) {
+        if !self.partitions.borrow().contains_key(&partition.uid) {
+            return; // it was released meanwhile
+        }
         if self.paused.get() || !partition.wants_fetching() {
             self.detach(partition);
             return;

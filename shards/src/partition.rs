@@ -56,8 +56,8 @@ pub struct Partition {
     pub opening: Cell<u32>,
     /// Its log failed, and is opened again.
     pub reopening: RefCell<Reopening>,
-    /// Its log is being cut back, or opened again.
-    pub cutting: Cell<bool>,
+    /// How many are at its log: to cut it back, to mend it, to open it again.
+    occupied: Cell<u32>,
     /// Far behind: it belongs on a backfill connection.
     pub backfill: Cell<bool>,
     pub leader: Cell<Option<Leader>>,
@@ -116,6 +116,15 @@ pub enum Condition {
     Faulted { code: FaultCode, reason: String },
 }
 
+/// Somebody is at a partition's log; nobody fetches it.
+pub struct Occupied(Rc<Partition>);
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.occupied.set(self.0.occupied.get() - 1);
+    }
+}
+
 impl Partition {
     pub fn new(uid: u64, assign: Assign, now_ms: i64) -> Rc<Self> {
         Rc::new(Self {
@@ -137,7 +146,7 @@ impl Partition {
             lower_since: Cell::new(None),
             opening: Cell::new(0),
             reopening: RefCell::default(),
-            cutting: Cell::new(false),
+            occupied: Cell::new(0),
             backfill: Cell::new(false),
             leader: Cell::new(None),
             source: Cell::default(),
@@ -156,6 +165,16 @@ impl Partition {
         *self.log.borrow_mut() = log;
     }
 
+    /// Until it is dropped the partition is not fetched, whoever else comes and goes.
+    pub fn occupy(self: &Rc<Self>) -> Occupied {
+        self.occupied.set(self.occupied.get() + 1);
+        Occupied(Rc::clone(self))
+    }
+
+    pub fn is_occupied(&self) -> bool {
+        self.occupied.get() > 0
+    }
+
     /// Whether its log failed, or could not be opened: it is tried again.
     pub fn wants_reopening(&self) -> bool {
         let failed = |log: Rc<Log>| matches!(log.state(), LogState::Failed(_));
@@ -165,7 +184,7 @@ impl Partition {
     /// Whether it is to be fetched now, if somebody leads it.
     pub fn wants_fetching(&self) -> bool {
         *self.mode.borrow() == Mode::Replicate
-            && !self.cutting.get()
+            && !self.is_occupied()
             && !self.unopened.get()
             && matches!(*self.condition.borrow(), Condition::Fine | Condition::SourceAway { .. })
             && self

@@ -161,7 +161,8 @@ impl Repairs {
 
     /// The same, unless its damage is known here already.
     pub fn notice(&self, partition: &Rc<Partition>) {
-        if !self.waiting.borrow().contains_key(&partition.uid) {
+        let doubted = partition.log().is_some_and(|log| log.has_doubted());
+        if doubted || !self.waiting.borrow().contains_key(&partition.uid) {
             self.add_if_damaged(partition);
         }
     }
@@ -329,7 +330,9 @@ async fn mend(
     damage: Corrupt,
     connection: &mut Connection,
 ) -> Result<(), Failure> {
-    let mut repair = Repair::begin(log, damage).await?;
+    let repairing = Rc::clone(log);
+    let begun = async move { Repair::begin(&repairing, damage).await };
+    let mut repair = ring::to_its_end(Share::Background, begun).await?;
     if partition.topic_id.is_none() && !repair.has_checksum() {
         // A topic made anew may have records of the same lengths at the same offsets.
         let reason = "the source has no topic ids, and no checksum is left to hold its records \
@@ -355,15 +358,18 @@ async fn finish(
     let Corrupt { segment, offsets, .. } = repair.damage().clone();
     let alone = !repair.keeps_log_open();
     let unsealed = !alone && !repair.has_checksum();
+    if alone && partition.is_occupied() {
+        return Err(Failure::Later("its log is being cut or opened again".to_owned()));
+    }
+    let occupied = alone.then(|| partition.occupy());
     if alone {
-        partition.cutting.set(true);
         link.place(&partition);
     }
     let verifier = link.verifier();
     let finished = repair.finish(&verifier, || partition.mode() == Mode::Replicate).await;
+    drop(occupied);
     if alone {
-        partition.cutting.set(false);
-        if log.is_open() {
+        if log.is_open() && !partition.is_occupied() {
             partition.clear(ring::wall_ms());
             link.reopened(&partition);
         }

@@ -18,6 +18,8 @@ pub struct Member {
     pub partition: Rc<Partition>,
     pub term: u64,
     pub stage: Stage,
+    /// The offset from which its records were asked for last.
+    pub asked: i64,
 }
 
 /// What the records of a member's part of an answer are for.
@@ -144,6 +146,12 @@ impl<'a> Sink<'a> {
         }
         let before = log.positions().received.0.offset;
         if log.state() != LogState::Healthy {
+            let error = AppendError::NotHealthy;
+            self.outcome.troubles.push((self.key, Trouble::Append { error, began_at: before }));
+            return Take::Skip;
+        }
+        if member.asked != before {
+            // It was cut back since: what comes is not what follows its end.
             let error = AppendError::NotHealthy;
             self.outcome.troubles.push((self.key, Trouble::Append { error, began_at: before }));
             return Take::Skip;
@@ -378,7 +386,7 @@ mod tests {
             let partition = Partition::new(1, assign(path), 0);
             partition.set_log(Some(Rc::clone(&log)));
             let (term, stage) = (partition.hand_to(None), Stage::Appending);
-            let mut members = [Some(Member { partition, term, stage })];
+            let mut members = [Some(Member { partition, term, stage, asked: 0 })];
             let mut outcome = Outcome::default();
             let mut sink = Sink::new(&mut members, &mut outcome);
             let head = PartitionHead {

@@ -2,7 +2,7 @@
 
 mod world;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shards::control::*;
@@ -10,6 +10,15 @@ use source::TopicSpec;
 use world::{World, settings};
 
 const MINUTE: Duration = Duration::from_secs(60);
+
+fn segments(world: &World) -> Vec<PathBuf> {
+    let folder = Path::new("/data/prod/orders-0");
+    let files = world.sim.disk(world.machine(), |disk| disk.files(folder)).expect("a folder");
+    let mut paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+    paths.sort();
+    paths
+}
 
 /// A bit turned, since the log was opened, in what was written before: nobody reads it until its
 /// segment is sealed.
@@ -55,6 +64,11 @@ fn what_sealing_finds_damaged_and_the_source_has_deleted_stops_nothing() {
     let status = world.status();
     assert_eq!(status.stats.damages_repaired, 0);
     assert_eq!(status.partitions[0].state, PartitionState::Corrupt);
+    // What else it is, is said beside.
+    let topics = Some(vec!["orders".into()]);
+    world.ask(|reply| Command::Pause { link: "prod".into(), topics, reply });
+    let reason = world.partition("orders", 0).reason.expect("a reason");
+    assert!(reason.contains("besides, it is PAUSED"), "{reason}");
 }
 
 /// What was found damaged while appending went on there is a range of batches; once the segment is
@@ -75,12 +89,6 @@ fn what_was_found_damaged_before_its_segment_was_sealed_is_mended() {
         world.until("a flush", MINUTE, |status| {
             status.partitions.iter().all(|p| p.flushed == p.received)
         });
-    };
-    let segments = |world: &World| {
-        let folder = Path::new("/data/prod/orders-0");
-        let files = world.sim.disk(world.machine(), |disk| disk.files(folder)).expect("a folder");
-        let is_log = |path: &Path| path.extension().is_some_and(|extension| extension == "log");
-        files.into_iter().map(|(path, _)| path).filter(|path| is_log(path)).collect::<Vec<_>>()
     };
     grow(&mut world);
     let paths = segments(&world);
@@ -103,4 +111,37 @@ fn what_was_found_damaged_before_its_segment_was_sealed_is_mended() {
         status.stats.damages_repaired == 2
             && status.partitions.iter().all(|p| p.state == PartitionState::Active)
     });
+}
+
+/// What the source has deleted stays damaged; what it still has is looked at all the same.
+#[test]
+fn what_sealing_finds_beside_what_is_gone_is_mended() {
+    let orders = TopicSpec::new("orders", 1, 20).with_batches(7, 20_000, 16);
+    let mut world = World::new(ring::sim::Faults::none(), &[orders], settings(), 16 << 20);
+    world.until_caught_up(MINUTE);
+    let reassign = |world: &mut World, between: &dyn Fn(&World)| {
+        let partitions = vec![world.key("orders", 0)];
+        world.ask(|reply| Command::Release { partitions, reply });
+        between(world);
+        world.assign(500_000);
+        world.until_caught_up(MINUTE);
+    };
+    reassign(&mut world, &|_| {});
+    world.cluster.append("orders", 0, 20).expect("appends");
+    world.until_caught_up(MINUTE);
+    reassign(&mut world, &|world| {
+        let first = segments(world).remove(0);
+        world.sim.disk(world.machine(), |disk| disk.flip_bit(&first, 30_000, 3));
+        world.cluster.delete_records("orders", 0, 160).expect("deletes");
+    });
+    let (first_after, every) = (Duration::ZERO, Duration::from_secs(7 * 24 * 3600));
+    world.tell(Command::Verify(VerifySettings { bytes_per_second: 0, first_after, every }));
+    world.until("what is gone", 10 * MINUTE, |status| {
+        status.partitions[0].reason.as_ref().is_some_and(|reason| reason.contains("not repaired"))
+    });
+    let last = segments(&world).pop().expect("some");
+    world.sim.disk(world.machine(), |disk| disk.flip_bit(&last, 30_000, 3));
+    world.cluster.append("orders", 0, 40).expect("appends");
+    world.until("the repair", 10 * MINUTE, |status| status.stats.damages_repaired == 1);
+    world.until_caught_up(MINUTE);
 }

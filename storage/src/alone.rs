@@ -23,6 +23,27 @@ impl Drop for Held<'_> {
     }
 }
 
+/// Nothing is appended to the log: its end is being cut back, or it is mended and read anew.
+pub(crate) struct Alone<'a>(&'a Log);
+
+impl Alone<'_> {
+    /// The log goes on.
+    pub fn release(self) {
+        let log = self.0;
+        drop(self);
+        // Of what was written before, a flush that was under way has said nothing.
+        log.mark_dirty();
+        log.touch();
+    }
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.0.inner.borrow_mut().mending = false;
+        self.0.changed.notify();
+    }
+}
+
 impl Log {
     /// Keeps workers away once none is at the files. Appending and writing go on in the space that
     /// is prepared: not to be held for long.
@@ -45,8 +66,7 @@ impl Log {
         if self.inner.borrow().is_expecting() || self.inner.borrow().closing_down {
             return Err(LogError::Busy.into());
         }
-        self.flags.cutting.set(true);
-        self.inner.borrow_mut().mending = true;
+        let Some(alone) = self.begin_alone() else { return Err(LogError::Busy.into()) };
         let result = async {
             if self.is_open() {
                 self.write_out().await?;
@@ -63,12 +83,14 @@ impl Log {
             work().await
         }
         .await;
-        self.inner.borrow_mut().mending = false;
-        self.flags.cutting.set(false);
-        // Of what was written before, a flush that was under way has said nothing.
-        self.mark_dirty();
-        self.changed.notify();
-        self.touch();
+        alone.release();
         result
+    }
+
+    /// Nothing is appended until it is dropped. None: another is alone with the log already.
+    pub(crate) fn begin_alone(&self) -> Option<Alone<'_>> {
+        let mut inner = self.inner.borrow_mut();
+        let free = !std::mem::replace(&mut inner.mending, true);
+        free.then_some(Alone(self))
     }
 }

@@ -60,7 +60,8 @@ pub(crate) struct Inner {
     pub damages: Vec<Corrupt>,
     /// Segments of which only roughly is known what of them is damaged.
     pub doubted: Vec<i64>,
-    /// Nothing else may touch the files: a damaged range is being written, or the log read anew.
+    /// Nothing is appended: a damaged range is being written, the log read anew, or its end cut
+    /// back. Whoever set it is the only one, see [`crate::alone`].
     pub mending: bool,
     /// The end is being cut back.
     pub truncating: bool,
@@ -148,6 +149,17 @@ impl Inner {
             high_watermark: self.high_watermark,
             last_stable_offset: self.producers.first_open().unwrap_or(received.offset),
             last_epoch: self.checker.last_epoch(),
+        }
+    }
+
+    /// The log was read anew, by whoever is alone with it; these of its damages are still there.
+    pub fn replace(&mut self, opened: Opened, generation: u64, damages: Vec<Corrupt>) {
+        assert!(self.mending, "nobody else is at it");
+        let (closing_down, closed) = (self.closing_down, self.state == LogState::Closed);
+        *self = opened.into_inner(generation);
+        (self.damages, self.closing_down, self.mending) = (damages, closing_down, true);
+        if closed {
+            self.state = LogState::Closed;
         }
     }
 

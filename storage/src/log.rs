@@ -182,8 +182,6 @@ pub(crate) struct Flags {
     pub working: Cell<bool>,
     pub timed: Cell<bool>,
     pub dirty: Cell<bool>,
-    /// The end is being cut back.
-    pub cutting: Cell<bool>,
     /// Repairs that began.
     pub repairs: Cell<u64>,
 }
@@ -410,7 +408,7 @@ impl Log {
     pub async fn flush(&self) -> Result<Positions, LogError> {
         let positions = loop {
             let seen = self.changed.count();
-            if self.flags.cutting.get() {
+            if self.inner.borrow().mending {
                 self.changed.after(seen).await;
                 continue;
             }
@@ -422,7 +420,7 @@ impl Log {
                 };
                 return Err(LogError::State(state));
             }
-            if !self.flags.cutting.get() {
+            if !self.inner.borrow().mending {
                 break self.positions();
             }
         };
@@ -434,7 +432,7 @@ impl Log {
 
     /// Waits until all that is received now is written.
     pub(crate) async fn write_out(&self) -> Result<(), LogError> {
-        let target = self.inner.borrow().active.received.offset;
+        let mut target = self.inner.borrow().active.received.offset;
         loop {
             let seen = self.changed.count();
             {
@@ -443,10 +441,12 @@ impl Log {
                     LogState::Healthy | LogState::DiskFull => {}
                     state => return Err(LogError::State(state.clone())),
                 }
-                if inner.disk_full && inner.closing_down && !self.flags.cutting.get() {
+                if inner.disk_full && inner.closing_down {
                     // There may never be room, and the others wait to be closed.
                     return Err(LogError::State(LogState::DiskFull));
                 }
+                // It may have been cut back meanwhile.
+                target = target.min(inner.active.received.offset);
                 if inner.written().offset >= target {
                     return Ok(());
                 }

@@ -71,7 +71,7 @@ pub(crate) async fn open(
     let entry = claim.entry.filter(|entry| {
         entry.topic_id.is_none() || entry.topic_id == settings.topic_id || entry.doubtful
     });
-    let until = entry.filter(|entry| entry.suspect).map(|entry| entry.flushed.offset);
+    let until = entry.and_then(cut_of);
     // What was read at the start is durable already.
     let said_now = |entry: &Entry| entry.turn > 0 || !volume.has_base();
     if let Some(entry) = entry.filter(|entry| entry.suspect && said_now(entry)) {
@@ -107,6 +107,12 @@ pub(crate) async fn open(
     }
     let positions = log.positions();
     Ok((log, Recovered { positions, ..recovered }))
+}
+
+/// Where a log is cut when it is read: above its flushed place nothing is certain after a flush
+/// that failed. What doubtful checkpoints say is flushed is not the end of what is.
+pub(crate) fn cut_of(entry: Entry) -> Option<i64> {
+    (entry.suspect && !entry.doubtful).then_some(entry.flushed.offset)
 }
 
 /// What was read of one segment.

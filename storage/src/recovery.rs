@@ -261,11 +261,16 @@ impl Recovery {
             return self.pass(base, file_bytes, &seal);
         }
         let next = self.found.segments.get(self.at + 1).map(|s| s.base);
-        if let Some(flushed) = flushed {
-            // Its seal is gone, but the end that was flushed lies behind it: it was finished. Where
-            // nothing was written at that end, there need not be a file.
+        let follows = next.filter(|&next| self.found.lost && next == place.offset);
+        if let Some(flushed) = flushed.or(follows) {
+            // Its seal is gone, but the end that was flushed lies behind it, or the next begins
+            // where it ends: it was finished. Where nothing was written at that end, there need
+            // not be a file.
             let next_base = next.unwrap_or(flushed);
-            if next_base < place.offset || is_bad(&scanned.stopped) {
+            // Behind its end zeros are what a repair leaves that a crash cut short; elsewhere they
+            // are where batches were.
+            let zeros = scanned.stopped == Stopped::Zeros && place.offset != next_base;
+            if next_base < place.offset || zeros || is_bad(&scanned.stopped) {
                 return self.fail(place, place.bytes.saturating_add(1), describe(&scanned.stopped));
             }
             self.verdict.reseal.push((base, next_base));

@@ -21,7 +21,7 @@ use crate::crc::{self, Crc32c};
 use crate::limits::BATCH_BYTES_MAX;
 use crate::log::{AppendLimits, Log, LogError, LogState};
 use crate::names::{Kind, REPAIR_FILE};
-use crate::open::{Files, load};
+use crate::open::{Files, cut_of, load};
 use crate::position::Place;
 use crate::recovery::Corrupt;
 use crate::verify::{Part, Verifier};
@@ -288,7 +288,7 @@ impl Repair {
     /// be written is asked when nobody else is at the files, just before.
     pub async fn finish(
         self,
-        verifier: &Verifier,
+        paced: &Verifier,
         may_write: impl Fn() -> bool,
     ) -> Result<(), RepairError> {
         assert!(self.next_offset().is_none(), "all of the range has come");
@@ -300,9 +300,11 @@ impl Repair {
         // Durable before anything is overwritten with it, and before it gets a name.
         at(&path, self.staged.sync_data().await)?;
         if self.keeps_log_open() {
-            return self.finish_beside(verifier, may_write).await;
+            return self.finish_beside(paced, may_write).await;
         }
         let log = Rc::clone(&self.log);
+        // The tail waits for it, and a failover does: no pace is kept.
+        let verifier = &Verifier::new(0);
         log.alone(async || {
             self.write(may_write).await?;
             self.look_again(verifier).await?;
@@ -431,7 +433,7 @@ impl Log {
             inner.prepared = None;
             (inner.settings.clone(), inner.generation)
         };
-        let until = entry.suspect.then_some(entry.flushed.offset);
+        let until = cut_of(entry);
         let failures = self.volume().flush_failures();
         let files = Files::of(self.id(), self.volume().path());
         let (opened, _) = match load(&files, settings, Some(entry), until).await {
@@ -444,9 +446,7 @@ impl Log {
         {
             let mut inner = self.inner.borrow_mut();
             let damages = std::mem::take(&mut inner.damages);
-            let closing_down = inner.closing_down;
-            *inner = opened.into_inner(generation);
-            (inner.damages, inner.closing_down, inner.mending) = (damages, closing_down, true);
+            inner.replace(opened, generation, damages);
         }
         self.mark_dirty();
         self.outlive_flush_failures(failures)?;

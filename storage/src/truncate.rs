@@ -41,29 +41,32 @@ impl Log {
     /// the device fails, the log is FAILED; it may be opened again, and then ends at the cut or
     /// behind it.
     pub async fn truncate_to(&self, offset: i64) -> Result<(), LogError> {
-        if self.inner.borrow().is_expecting() {
-            return Err(LogError::Busy);
+        loop {
+            let seen = self.changed.count();
+            if self.inner.borrow().is_expecting() {
+                return Err(LogError::Busy);
+            }
+            if offset >= self.positions().received.0.offset {
+                return Ok(());
+            }
+            if let Some(alone) = self.begin_alone() {
+                let result = self.truncate_settled(offset).await;
+                alone.release();
+                return result;
+            }
+            self.changed.after(seen).await;
         }
-        if offset >= self.positions().received.0.offset {
-            return Ok(());
-        }
-        self.flags.cutting.set(true);
-        self.inner.borrow_mut().closing_down = true;
-        let result = self.truncate_settled(offset).await;
-        self.inner.borrow_mut().closing_down = false;
-        self.flags.cutting.set(false);
-        self.changed.notify();
-        self.touch();
-        result
     }
 
     async fn truncate_settled(&self, offset: i64) -> Result<(), LogError> {
         let failures = self.volume().flush_failures();
         self.write_out().await?;
         self.settle().await;
-        let held = self.hold().await;
+        let _held = self.hold().await;
+        if self.inner.borrow().closing_down {
+            return Err(LogError::Busy);
+        }
         let result = self.truncate_exclusively(offset, failures).await;
-        drop(held);
         if let Err(error) = &result
             && !matches!(error, LogError::Damaged { .. })
         {
@@ -91,9 +94,9 @@ impl Log {
         let (opened, _) = load(&files, settings, Some(entry), Some(offset)).await?;
         {
             let mut inner = self.inner.borrow_mut();
-            let damages = std::mem::take(&mut inner.damages);
-            *inner = opened.into_inner(generation);
-            inner.damages = damages.into_iter().filter_map(|d| staying(d, cut.place)).collect();
+            let mut damages = std::mem::take(&mut inner.damages);
+            damages = damages.into_iter().filter_map(|d| staying(d, cut.place)).collect();
+            inner.replace(opened, generation, damages);
         }
         self.mark_dirty();
         self.outlive_flush_failures(failures)

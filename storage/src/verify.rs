@@ -364,6 +364,11 @@ impl Log {
         !inner.damages.is_empty() || matches!(inner.state, LogState::Corrupt(_))
     }
 
+    /// Whether there is a segment for [`Log::take_doubted`].
+    pub fn has_doubted(&self) -> bool {
+        !self.inner.borrow().doubted.is_empty()
+    }
+
     /// A segment of which only roughly is known what of it is damaged: it is to be verified.
     pub fn take_doubted(&self) -> Option<i64> {
         self.inner.borrow_mut().doubted.pop()

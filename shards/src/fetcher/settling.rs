@@ -329,7 +329,7 @@ impl Fetcher {
     pub(super) fn cut(&mut self, key: u32, offset: i64, start: Option<i64>, event: Option<Event>) {
         let Some(partition) = self.owned(key) else { return };
         let Some(log) = partition.log() else { return };
-        partition.cutting.set(true);
+        let occupied = partition.occupy();
         self.let_go(key);
         let link = Rc::clone(&self.link);
         ring::spawn(ring::Share::Replicate, async move {
@@ -337,7 +337,8 @@ impl Fetcher {
             if let Some(start) = start {
                 log.advance_start(start);
             }
-            partition.cutting.set(false);
+            partition.set_unchecked(true);
+            drop(occupied);
             let now_ms = ring::wall_ms();
             let hidden = match &cut {
                 Err(LogError::Damaged { segment, .. }) => Some(*segment),

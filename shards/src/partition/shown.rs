@@ -84,10 +84,21 @@ impl Partition {
         now: Instant,
         on_wall: impl Fn(Instant) -> i64,
     ) -> (PartitionState, Option<String>, Option<i64>) {
-        if let Some(reason) = self.damage() {
-            let retry_at_ms = self.repair_retry_at().map(on_wall);
-            return (PartitionState::Corrupt, Some(reason), retry_at_ms);
+        let (state, reason, retry_at_ms) = self.shown_but_damage(now, &on_wall);
+        let Some(mut damage) = self.damage() else { return (state, reason, retry_at_ms) };
+        // What keeps its tail from going on is said, too.
+        if !matches!(state, PartitionState::Starting | PartitionState::Active) {
+            damage += &format!("; besides, it is {}", state.name());
+            damage += &reason.map_or(String::new(), |reason| format!(": {reason}"));
         }
+        (PartitionState::Corrupt, Some(damage), self.repair_retry_at().map(on_wall))
+    }
+
+    fn shown_but_damage(
+        &self,
+        now: Instant,
+        on_wall: impl Fn(Instant) -> i64,
+    ) -> (PartitionState, Option<String>, Option<i64>) {
         match (self.log().map(|log| log.state()), self.mode()) {
             (Some(LogState::Failed(mut reason)), _) => {
                 let reopening = self.reopening.borrow();

@@ -216,7 +216,7 @@ impl Shard {
     async fn reopen(&self, partition: &Rc<Partition>) {
         let Some(link) = self.link(&partition.key.link) else { return };
         let _opening = Opening::begin(partition);
-        partition.cutting.set(true);
+        let occupied = partition.occupy();
         link.place(partition);
         // It says why it failed; that is known. Afterwards nothing writes to its files.
         if let Some(failed) = partition.log() {
@@ -224,7 +224,7 @@ impl Shard {
         }
         let reopened = self.open_log(partition, None, &link.settings()).await;
         let reopened = reopened.map_err(|error| error.reason);
-        partition.cutting.set(false);
+        drop(occupied);
         match &reopened {
             Ok(()) => {
                 tracing::info!(partition = %partition.key, "its log is open again");

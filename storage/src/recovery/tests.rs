@@ -208,10 +208,13 @@ fn with_lost_checkpoints_nothing_is_removed() {
     let (verdict, scans) = recover(lost(segments), &[(0, 500, 5), (10, 4000, 14)], torn());
     assert_eq!(verdict.corrupt.unwrap().bytes, 500..1000);
     assert_eq!(scans.len(), 1);
-    // An unsealed segment in the middle is, too.
-    let segments = vec![segment(0, 1000, None), segment(10, 8192, None)];
-    let (verdict, _) = recover(lost(segments), &[(0, 1000, 10), (10, 4000, 14)], torn());
+    // An unsealed segment in the middle is, too, if it does not end where the next begins.
+    let unsealed = || vec![segment(0, 1000, None), segment(10, 8192, None)];
+    let (verdict, _) = recover(lost(unsealed()), &[(0, 900, 9), (10, 4000, 14)], torn());
     assert!(verdict.corrupt.is_some() && verdict.remove.is_empty());
+    let (verdict, _) = recover(lost(unsealed()), &[(0, 1000, 10), (10, 4000, 14)], torn());
+    assert_eq!((verdict.reseal, verdict.end.offset), (vec![(0, 10)], 14));
+    assert!(verdict.corrupt.is_none() && verdict.remove.is_empty());
     // Everything is read, and the tail of the last is a tail.
     let segments = vec![sealed(), segment(10, 8192, None)];
     let (verdict, scans) = recover(lost(segments), &[(0, 1000, 10), (10, 4000, 14)], torn());

@@ -9,6 +9,7 @@ use ring::{Class, Slice};
 
 use super::simulated::{self, batch, compare, simulated_store};
 use super::*;
+use crate::names::OWN_FOLDER;
 use crate::recovery::Corrupt;
 use crate::repair::{Repair, RepairError, plan};
 use crate::verify::Verifier;
@@ -18,6 +19,7 @@ use ring::{File, Gather, OpenOptions};
 mod alone;
 mod cached;
 mod cuts;
+mod doubtful;
 mod gone;
 mod sealing;
 mod torn;
@@ -108,6 +110,16 @@ async fn make_log(dir: &Path, sizes: &[usize]) -> Origin {
     log.flush().await.unwrap();
     store.close().await;
     origin
+}
+
+/// What the shards wrote down of all logs is gone.
+fn lose_checkpoints(dir: &Path) {
+    for entry in fs::read_dir(dir.join(OWN_FOLDER)).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_string_lossy().starts_with("checkpoint-") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
 }
 
 fn settings() -> LogSettings {

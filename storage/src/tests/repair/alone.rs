@@ -315,3 +315,32 @@ fn a_stop_that_ends_a_verification_waits_for_no_index_that_nobody_makes() {
         });
     });
 }
+
+/// Nobody waits for a pace: a repair that keeps a flush, and so a failover, waiting reads as fast
+/// as it can.
+#[test]
+fn a_flush_does_not_wait_for_paced_reading() {
+    let mut sim = Simulation::new(5, Faults::none());
+    made(&mut sim);
+    let folder = id(0).folder(Path::new("/data"));
+    let files = sim.disk(Machine::FIRST, |disk| disk.files(&folder)).unwrap();
+    let logs = files.into_iter().map(|(path, _)| path);
+    let last = logs.filter(|path| path.extension().is_some_and(|e| e == "log")).max().unwrap();
+    sim.disk(Machine::FIRST, |disk| disk.flip_bit(last, 100, 3));
+    let executor = sim.executor(Config::small());
+    sim.run_on(executor, async {
+        let (store, log) = found_damaged().await;
+        let repair = gathered(&log).await;
+        let finishing = ring::spawn(Share::Background, async move {
+            repair.finish(&Verifier::new(10), || true).await
+        });
+        while !log.inner.borrow().mending {
+            ring::sleep(Duration::from_micros(100)).await;
+        }
+        let begun = ring::now();
+        log.flush().await.unwrap();
+        assert!(ring::now() - begun < Duration::from_secs(60));
+        finishing.await.unwrap();
+        store.close().await;
+    });
+}
