@@ -9,6 +9,7 @@
 
 mod below_end;
 mod checking;
+pub use checking::list_offsets;
 mod settling;
 
 use std::cell::{Cell, RefCell};

@@ -4,7 +4,8 @@
 //! stays what it is, and its tail is replicated as before; the damaged offsets are named in its
 //! state. One task per link, on a connection of its own, fetches damaged ranges again, one
 //! partition after another. Nothing is fetched for a partition that control has paused, held or
-//! sealed: what was failed over is never overwritten with records of the source.
+//! sealed: what was failed over is never overwritten with records of the source. A log that a start
+//! found corrupt goes on without what the source has deleted meanwhile ([`forgetting`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -30,8 +31,10 @@ use crate::limits::{
 use crate::link::Link;
 use crate::partition::{Leader, Partition};
 use crate::shard::Shard;
+use forgetting::forget;
 use gathering::Gathering;
 
+mod forgetting;
 mod gathering;
 
 /// What a partition knows of its own repair.
@@ -67,10 +70,23 @@ struct Shared {
 enum Failure {
     /// Nothing to be had from this source: kept and named.
     Gone(String),
+    /// The source says that it has no such offset.
+    OutOfRange(i64),
     /// Later, perhaps.
     Later(String),
     /// The log is no more as it was when the damage was found: its segment was sealed, or is gone.
     Changed(String),
+}
+
+impl Failure {
+    fn reason(self) -> String {
+        match self {
+            Failure::Gone(reason) | Failure::Later(reason) | Failure::Changed(reason) => reason,
+            Failure::OutOfRange(offset) => {
+                format!("the source no longer has it: offset {offset} is out of its range")
+            }
+        }
+    }
 }
 
 impl From<NetError> for Failure {
@@ -212,7 +228,8 @@ async fn repair(link: Rc<Link>, partition: Rc<Partition>, shared: Rc<Shared>) {
             *note = RepairNote::default();
             link.repairs.remove(&partition);
         }
-        Err(Failure::Gone(reason)) => {
+        Err(failure @ (Failure::Gone(_) | Failure::OutOfRange(_))) => {
+            let reason = failure.reason();
             tracing::warn!(partition = %partition.key, reason, "damage is kept");
             note.reason = Some(reason);
             note.retry_at = None;
@@ -227,7 +244,8 @@ async fn repair(link: Rc<Link>, partition: Rc<Partition>, shared: Rc<Shared>) {
 }
 
 /// Repairs all damage of a partition that can be. What the source no longer has does not keep the
-/// rest from it, nor does what is damaged otherwise by now, which is looked for again.
+/// rest from it, nor does what is damaged otherwise by now, which is looked for again. Of a log
+/// that is corrupt what it no longer has is forgotten, or waited for until it can be.
 async fn repair_partition(
     link: &Rc<Link>,
     partition: &Rc<Partition>,
@@ -236,7 +254,7 @@ async fn repair_partition(
     let Some(log) = partition.log() else { return Ok(()) };
     let verifier = link.verifier();
     let mut connection = None;
-    let (mut gone, mut changed) = (None, None);
+    let (mut gone, mut changed, mut waits) = (None, None, None);
     while let Some(base) = log.take_doubted() {
         verify_segment(link, partition, base).await;
     }
@@ -255,14 +273,25 @@ async fn repair_partition(
             return Ok(());
         }
         let (mut mended, before) = (0, changed.take());
+        waits = None;
         for damage in damages {
             if connection.is_none() {
                 connection = Some(connect(link, partition, shared).await?);
             }
             let connection = connection.as_mut().expect("just made");
-            let segment = damage.segment;
+            let (segment, end) = (damage.segment, damage.offsets.end);
             match mend(link, partition, &log, damage, connection).await {
                 Ok(()) => mended += 1,
+                Err(Failure::OutOfRange(offset)) if !log.is_open() => {
+                    let forgotten = forget(link, partition, &log, offset..end, connection).await;
+                    if let Err(failure) = forgotten {
+                        waits = Some(failure.reason());
+                        continue;
+                    }
+                    mended += 1;
+                    break;
+                }
+                Err(failure @ Failure::OutOfRange(_)) => gone = Some(failure.reason()),
                 Err(Failure::Gone(reason)) => gone = Some(reason),
                 Err(Failure::Changed(reason)) if partition.mode() == Mode::Replicate => {
                     verify_segment(link, partition, segment).await;
@@ -275,7 +304,7 @@ async fn repair_partition(
             break;
         }
     }
-    if let Some(reason) = changed {
+    if let Some(reason) = changed.or(waits) {
         return Err(Failure::Later(reason));
     }
     Err(Failure::Gone(gone.unwrap_or_else(|| "it is damaged again and again".to_owned())))
@@ -298,13 +327,18 @@ async fn look(
         let may_cut = |offset| heard == Some(offset) && replicates();
         let damages = plan(&log, &verifier, may_cut).await;
         if was_corrupt && log.is_open() {
-            partition.clear(ring::wall_ms());
-            link.place(&partition);
-            link.reopened(&partition);
+            goes_on(&link, &partition);
         }
         damages
     };
     ring::to_its_end(Share::Background, looking).await
+}
+
+/// A log that was corrupt is open.
+fn goes_on(link: &Rc<Link>, partition: &Rc<Partition>) {
+    partition.clear(ring::wall_ms());
+    link.place(partition);
+    link.reopened(partition);
 }
 
 /// A connection to the leader, as the repair's own.
@@ -442,12 +476,8 @@ async fn hear(
     let max_bytes = i32::try_from(reserved.bytes()).unwrap_or(i32::MAX);
     let wanted = wanted(offset, leader_epoch, max_bytes);
     let asked = ask(link, &mut session, wanted, connection).await;
-    let (gathering, _) = asked.map_err(|failure| match failure {
-        // It may have lost them together with us, and get them again.
-        Failure::Gone(reason) | Failure::Later(reason) | Failure::Changed(reason) => {
-            Failure::Later(reason)
-        }
-    })?;
+    // It may have lost them together with us, and get them again.
+    let (gathering, _) = asked.map_err(|failure| Failure::Later(failure.reason()))?;
     let empty = gathering.pieces.iter().all(|piece| piece.is_empty());
     if empty || gathering.high_watermark <= offset {
         return Err(Failure::Later(format!("the source has no records at {offset} now")));

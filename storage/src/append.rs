@@ -157,7 +157,8 @@ impl Inner {
         assert!(self.mending, "nobody else is at it");
         let (closing_down, closed) = (self.closing_down, self.state == LogState::Closed);
         *self = opened.into_inner(generation);
-        (self.damages, self.closing_down, self.mending) = (damages, closing_down, true);
+        self.keep_damages(damages);
+        (self.closing_down, self.mending) = (closing_down, true);
         if closed {
             self.state = LogState::Closed;
         }
@@ -329,6 +330,13 @@ impl Inner {
         }
     }
 
+    /// What was known to be damaged before the log was read anew stays so.
+    fn keep_damages(&mut self, known: Vec<Corrupt>) {
+        let found: Vec<i64> = self.damages.iter().map(|damage| damage.segment).collect();
+        self.damages.extend(known.into_iter().filter(|known| !found.contains(&known.segment)));
+        self.damages.sort_by_key(|damage| (damage.segment, damage.bytes.start));
+    }
+
     /// How much space the next segment's file should get, if it should be prepared now.
     pub fn wanted_prepared(&self, step_max: u64) -> Option<u64> {
         let active = &self.active;
@@ -372,6 +380,8 @@ pub(crate) struct Opened {
     pub saved: Option<Replay>,
     pub doubtful: bool,
     pub suspect: bool,
+    /// Damage that lies below the visible start.
+    pub damages: Vec<Corrupt>,
     pub new: bool,
 }
 
@@ -411,8 +421,8 @@ impl Opened {
             displaced: None,
             stray_snapshots: Vec::new(),
             generation,
-            damages: Vec::new(),
-            doubted: Vec::new(),
+            doubted: self.damages.iter().map(|damage| damage.segment).collect(),
+            damages: self.damages,
             mending: false,
             truncating: false,
             doubtful: self.doubtful,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 
-use ring::{BLOCK, Class, File};
+use ring::{BLOCK, Class, File, OpenOptions};
 
 use crate::append::Opened;
 use crate::boot::Claim;
@@ -18,21 +19,25 @@ use crate::position::{Place, Positions};
 use crate::producers::Producers;
 use crate::recovery::{
     Corrupt, Found, FoundSegment, ReadFrom, Recovery, Scan, Scanned, Step, Stopped, Verdict,
+    describe,
 };
 use crate::scan::{FoundBatch, scan_writing};
 use crate::seal::{Ends, SealBuilder};
 use crate::segment::Segment;
 use crate::store::Memory;
+use crate::verify::Verifier;
 use crate::volume::{Volume, is_full};
 use crate::work::{APPEND, INDEXES, append_indexes, at, cut_file, remove, write_epochs};
 use crate::write_again::WriteAgain;
 
 mod files;
 mod last_batch;
+mod reading;
 
 pub(crate) use files::Files;
 use files::{find, read_epochs, read_snapshot};
 use last_batch::Last;
+use reading::Reading;
 
 /// What opening a log found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +148,8 @@ struct Loading<'a> {
     last_epoch: Option<i32>,
     scanned_bytes: u64,
     until: i64,
+    /// Damage below the visible start behind which reading went on.
+    stepped_over: Vec<Corrupt>,
 }
 
 /// Reads a log. With `until`, what begins at or above that offset is cut off.
@@ -168,9 +175,10 @@ pub(crate) async fn load(
         last_epoch: entry.and_then(|entry| entry.last_epoch),
         scanned_bytes: 0,
         until: until.unwrap_or(i64::MAX),
+        stepped_over: Vec::new(),
     };
     let mut verdict = loading.recover(&found).await?;
-    if loading.last_batch.is_none() && verdict.corrupt.is_none() {
+    if loading.last_batch.is_none() && verdict.corrupt.is_none() && !verdict.bare {
         match loading.find_last_batch(&verdict, &found).await? {
             // It is not what was flushed. Reading tells what is wrong.
             Last::Other => {
@@ -187,6 +195,15 @@ pub(crate) async fn load(
     }
     if verdict.corrupt.is_none() {
         verdict.remove.extend(cut_off);
+        loading.stepped_over.append(&mut verdict.hidden);
+        for damage in &loading.stepped_over {
+            let path = files.folder.display();
+            tracing::error!(%path, ?damage, "damaged below the visible start: it goes on behind");
+        }
+    }
+    if verdict.corrupt.is_none() && verdict.bare {
+        // What is left before the damage is not what the log ended with, nor to be compared.
+        (loading.last_batch, loading.last_epoch) = (None, None);
     }
     let recovered = Recovered {
         new,
@@ -218,6 +235,17 @@ fn take_from(segments: &mut Vec<FoundSegment>, until: Option<i64>) -> Vec<i64> {
     cut_off
 }
 
+/// Where the next whole batch begins behind damage at a place of a segment, of those that begin
+/// below an offset.
+async fn batch_behind(path: &Path, place: Place, to_bytes: u64, below: i64) -> Option<Place> {
+    if place.offset + 1 >= below || place.bytes >= to_bytes {
+        return None;
+    }
+    let file = File::open(path, OpenOptions::READ.direct()).await.ok()?;
+    let to = Place { bytes: to_bytes, ..place };
+    Verifier::new(0).next_batch(&file, place.bytes + 1, to, place.offset..below).await
+}
+
 /// Up to where the log is on the device, and from where it is to be read the next time.
 fn what_is_flushed(found: &Found, end: Place, sound: bool) -> (Place, Replay) {
     let start = |segment| Replay::segment_start(segment, None, false);
@@ -245,68 +273,73 @@ impl Loading<'_> {
     /// Reads what has to be read.
     async fn recover(&mut self, found: &Found) -> Result<Verdict, LogError> {
         let mut recovery = Recovery::new(found.clone());
-        loop {
+        self.stepped_over.clear();
+        let verdict = loop {
             match recovery.step() {
                 Step::Scan(scan) => {
-                    let scanned = self.scan(&scan).await?;
+                    let scanned = self.scan(&scan, found.visible_start).await?;
                     recovery.scanned(scanned);
                 }
-                Step::Done(verdict) => return Ok(verdict),
+                Step::Done(verdict) => break verdict,
             }
-        }
+        };
+        // A segment that is read at every start, for it has no seal, need not be the last.
+        let last = match verdict.end {
+            end if end.bytes > 0 => Some(end.segment),
+            _ => verdict.sealed.iter().rfind(|sealed| sealed.1 > 0).map(|sealed| sealed.0),
+        };
+        self.last_batch = self.last_batch.filter(|batch| Some(batch.segment) == last);
+        Ok(verdict)
     }
 
-    /// Scans a segment and rebuilds what is kept beside it.
-    async fn scan(&mut self, wanted: &Scan) -> Result<Scanned, LogError> {
+    /// Scans a segment and rebuilds what is kept beside it. Where it meets damage it goes on at the
+    /// next batch that begins at or below the visible start.
+    async fn scan(&mut self, wanted: &Scan, visible_start: i64) -> Result<Scanned, LogError> {
         let base = wanted.from.place.segment;
         let follows = self.segment.is_some();
         self.leave_segment().await?;
         self.load_producers(&wanted.from, follows).await?;
-        let mut indexes = Indexes::new(base, wanted.from.index);
-        let mut builder = SealBuilder::starting_at(0);
-        let whole = wanted.from.place.bytes == 0;
-        let (epochs, producers, until) = (&mut self.epochs, &mut self.producers, self.until);
-        let last_batch = &mut self.last_batch;
-        let mut epoch = wanted.from.epoch;
         let path = self.files.path(Kind::Log, base);
-        let mut displaced = false;
-        let again = WriteAgain::above(&path, wanted.flushed_bytes);
-        let visit = |found: &FoundBatch| {
-            let FoundBatch { batch, position, file_crc } = found;
-            if batch.last_offset >= until {
-                return false;
+        let until = self.until;
+        let mut reading = Reading::new(
+            wanted,
+            until,
+            (&mut self.epochs, &mut self.producers, &mut self.last_batch),
+        );
+        let mut from = wanted.from;
+        let scanned = loop {
+            let again = WriteAgain::above(&path, wanted.flushed_bytes);
+            let visit = |found: &FoundBatch| reading.take(found);
+            let scanned = scan_writing(&path, &from, wanted.to_bytes, again, visit).await;
+            let mut scanned = at(&path, scanned)?;
+            if reading.is_displaced {
+                scanned.stopped = Stopped::Displaced;
             }
-            let bytes = *position..*position + u64::from(batch.bytes);
-            displaced = wanted.is_contradicted(&bytes, batch.next_offset(), batch.leader_epoch);
-            if displaced {
-                return false;
+            if reading.is_at_cut || !wanted.is_cut_short(&scanned) {
+                break scanned;
             }
-            if whole {
-                builder.append_checksum(*file_crc, u64::from(batch.bytes), batch.next_offset());
-            }
-            indexes.append(*position, batch);
-            if let Some(aborted) = producers.append(batch) {
-                indexes.append_aborted(aborted);
-            }
-            if let Some(batch_epoch) = batch.leader_epoch {
-                epochs.assign(batch_epoch, batch.base_offset);
-                epoch = Some(batch_epoch);
-            }
-            *last_batch = Some(LastBatch::new(batch, base, *position));
-            true
+            reading.doubt_last();
+            let below = visible_start.min(until - 1).saturating_add(1);
+            let Some(next) = batch_behind(&path, scanned.place, wanted.to_bytes, below).await
+            else {
+                break scanned;
+            };
+            self.stepped_over.push(Corrupt {
+                segment: base,
+                bytes: scanned.place.bytes..next.bytes,
+                offsets: scanned.place.offset..next.offset,
+                reason: describe(&scanned.stopped),
+            });
+            reading.step_over();
+            from = Replay { place: next, ..Replay::segment_start(base, None, false) };
         };
-        let scanned = scan_writing(&path, &wanted.from, wanted.to_bytes, again, visit).await;
-        let mut scanned = at(&path, scanned)?;
-        if displaced {
-            scanned.stopped = Stopped::Displaced;
-        }
+        let Reading { indexes, checksums, epoch, .. } = reading;
         self.scanned_bytes += scanned.place.bytes - wanted.from.place.bytes;
         // The files may hold entries for what is scanned again, or for what is no more.
         let sizes = wanted.from.index.file_bytes();
         for (kind, size) in INDEXES.into_iter().zip(sizes) {
             cut_file(&self.files.path(kind, base), size).await?;
         }
-        let checksums = whole.then_some(builder);
         self.segment = Some(ScannedSegment { base, end: scanned.place, indexes, checksums });
         self.last_epoch = epoch.or(self.last_epoch);
         Ok(scanned)
@@ -380,7 +413,12 @@ impl Loading<'_> {
         let log_start_offset = match entry.filter(|_| found.entry.is_some()) {
             Some(entry) => entry.log_start_offset,
             None if new => settings.start_offset_if_new,
-            None => found.segments.first().map_or(settings.start_offset_if_new, |s| s.base),
+            // Of lost checkpoints it may be all that is known.
+            None => {
+                let first = found.segments.first();
+                let first = first.map_or(settings.start_offset_if_new, |segment| segment.base);
+                first.max(found.visible_start)
+            }
         };
         let (mut index, mut pending) = (IndexState::EMPTY, None);
         match self.segment.take() {
@@ -413,6 +451,9 @@ impl Loading<'_> {
         if let Some(indexes) = pending.filter(|_| sound) {
             active.indexes = indexes;
         }
+        let mut damages = self.stepped_over;
+        damages.retain(|_| sound);
+        damages.sort_by_key(|damage| (damage.segment, damage.bytes.start));
         let start = Replay::segment_start(end.segment, None, false);
         let (flushed, replay) = what_is_flushed(found, end, sound);
         // The flushed batch's, also when reading did not come so far, or went further.
@@ -444,6 +485,7 @@ impl Loading<'_> {
             replay,
             // Nothing before the last segment is read again once it is flushed.
             saved: (sound && replay.place < start.place).then_some(start),
+            damages,
             new,
         })
     }

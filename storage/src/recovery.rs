@@ -14,6 +14,9 @@
 //! - Zeros behind the tail are prepared space.
 //! - What is lost beside the batches is made anew from them: indexes from the segment's own, epochs
 //!   and producers from all.
+//! - Damage that lies wholly below the visible start is nobody's any more, the source has deleted
+//!   what was there: the log goes on behind it, at the next batch or with the next segment, and it
+//!   is named. Nothing of it is cut or removed. Where that hides a visible offset, it is CORRUPT.
 //! - If the checkpoints themselves were lost, a sealed segment is believed to have been flushed
 //!   (so damage there is CORRUPT, not cut), every byte is read once, and nothing is removed.
 
@@ -63,6 +66,8 @@ pub struct Found {
     pub read_from: ReadFrom,
     /// Where a log without segments begins.
     pub start_offset: i64,
+    /// Nobody reads what lies below.
+    pub visible_start: i64,
 }
 
 impl FoundSegment {
@@ -95,6 +100,8 @@ pub struct Scan {
     /// What lies behind this byte can be read, and may yet not be on the device: it is to be
     /// written again.
     pub flushed_bytes: u64,
+    /// Where it stops below this byte, it has met damage.
+    pub trusted_bytes: u64,
 }
 
 /// What was written down of a batch.
@@ -120,6 +127,15 @@ impl Known {
 }
 
 impl Scan {
+    /// Whether it has met damage, as far as that can be told without the segments around it.
+    pub fn is_cut_short(&self, scanned: &Scanned) -> bool {
+        // Of a finished segment whose seal is lost only the end is not known.
+        let finished = self.flushed_bytes == u64::MAX;
+        let unreadable = matches!(scanned.stopped, Stopped::Unreadable(_));
+        scanned.place.bytes < self.trusted_bytes
+            || (finished && (unreadable || is_bad(&scanned.stopped)))
+    }
+
     /// Whether a batch at these bytes, the offset behind it and its epoch are at odds with what is
     /// known. No checksum covers a base offset: turned upwards it passes for a gap, and the records
     /// behind it would never be asked for. Nor does one cover an epoch: turned in the last batch it
@@ -190,6 +206,10 @@ pub struct Verdict {
     pub reseal: Vec<(i64, i64)>,
     /// Damage. Nothing may be changed then.
     pub corrupt: Option<Corrupt>,
+    /// Damage below the visible start, roughly: segments that count as finished because of it.
+    pub hidden: Vec<Corrupt>,
+    /// What stands before the end is such damage: which batch was the last is not known.
+    pub bare: bool,
 }
 
 /// What to do next.
@@ -225,6 +245,8 @@ impl Recovery {
             unseal: None,
             reseal: Vec::new(),
             corrupt: None,
+            hidden: Vec::new(),
+            bare: false,
         };
         Recovery { found, at: 0, verdict, next_base: None, pending: None, done: false }
     }
@@ -275,6 +297,7 @@ impl Recovery {
             }
             self.verdict.reseal.push((base, next_base));
             self.verdict.sealed.push((base, place.bytes));
+            self.verdict.bare &= place.bytes == 0;
             if file_bytes > place.bytes {
                 self.verdict.cut.push((base, place.bytes));
             }
@@ -302,6 +325,10 @@ impl Recovery {
         if let Some(expected) = self.next_base.filter(|&expected| expected != base) {
             // The segment the seal names is not here.
             if self.found.lost || flushed.is_some_and(|f| (f.segment, f.bytes) > (expected, 0)) {
+                if self.is_hidden_before(base) {
+                    (self.verdict.bare, self.next_base) = (true, None);
+                    return;
+                }
                 let place = Place { segment: expected, bytes: 0, offset: expected };
                 self.verdict.end = place;
                 return self.fail_until(place, 1, base, "the segment's file is missing".to_owned());
@@ -309,7 +336,9 @@ impl Recovery {
             self.remove_from(self.at);
             return self.begin_segment(expected);
         }
-        if self.at == 0 && self.missing_before(base) {
+        let missing = self.at == 0 && self.missing_before(base);
+        self.verdict.bare |= missing;
+        if missing && !self.is_hidden_before(base) {
             let entry = self.found.entry.expect("checked");
             self.verdict.end = entry.flushed;
             let segment = entry.flushed.segment;
@@ -344,8 +373,9 @@ impl Recovery {
         let sealed =
             sealed.map(|seal| Known { bytes: seal.bytes, offset: seal.next_offset, epoch: None });
         let known = [flushed, sealed];
-        let flushed_bytes = if below_flushed { u64::MAX } else { self.trusted_bytes() };
-        self.pending = Some(Scan { from, to_bytes, known, flushed_bytes });
+        let trusted_bytes = self.trusted_bytes();
+        let flushed_bytes = if below_flushed { u64::MAX } else { trusted_bytes };
+        self.pending = Some(Scan { from, to_bytes, known, flushed_bytes, trusted_bytes });
     }
 
     /// Up to which byte of the segment in turn damage is not to be explained by a crash.
@@ -365,6 +395,15 @@ impl Recovery {
         entry.flushed.bytes > 0 && first_base > entry.flushed.segment
     }
 
+    /// Whether all that is missing before the segment at `base` lies below the visible start. Then
+    /// the log goes on there.
+    fn is_hidden_before(&self, base: i64) -> bool {
+        let flushed = self.found.entry.map(|entry| entry.flushed);
+        let flushed = flushed.filter(|flushed| flushed.segment < base);
+        let end = flushed.map_or(base, |flushed| base.max(flushed.offset));
+        end <= self.found.visible_start
+    }
+
     fn no_more_segments(&mut self) {
         let flushed = self.found.entry.map(|entry| entry.flushed);
         let last = self.found.segments.last().map(|segment| segment.base);
@@ -373,6 +412,10 @@ impl Recovery {
                 if flushed.bytes > 0 && last.is_none_or(|base| base < flushed.segment) =>
             {
                 self.verdict.end = flushed;
+                if flushed.offset <= self.found.visible_start {
+                    self.verdict.bare = true;
+                    return self.begin_segment(flushed.offset);
+                }
                 let segment = flushed.segment;
                 let place = Place { segment, bytes: 0, offset: segment };
                 let reason = "the segment's file is missing".to_owned();
@@ -391,6 +434,7 @@ impl Recovery {
             self.verdict.cut.push((base, seal.bytes));
         }
         self.verdict.end = Place { segment: base, bytes: seal.bytes, offset: seal.next_offset };
+        self.verdict.bare &= seal.bytes == 0;
         self.next_base = Some(seal.next_base);
         self.at += 1;
     }
@@ -407,6 +451,7 @@ impl Recovery {
         if is_bad(stopped) {
             self.verdict.torn_bytes = file_bytes - place.bytes;
         }
+        self.verdict.bare &= place.bytes == 0;
         self.verdict.end = place;
         self.remove_from(self.at + 1);
         self.done = true;
@@ -422,8 +467,10 @@ impl Recovery {
         self.verdict.remove.extend(self.found.segments[index..].iter().map(|s| s.base));
     }
 
-    /// Damage from `place` to `end_bytes` of its segment.
+    /// Damage from `place` to `end_bytes` of its segment. If none of that is visible the segment
+    /// counts as finished, without a seal, and the log goes on behind it.
     fn fail(&mut self, place: Place, end_bytes: u64, reason: String) {
+        let hidden_end = self.hidden_end(place.bytes);
         let flushed = self.found.entry.map(|entry| entry.flushed);
         let next = self.found.segments.get(self.at + 1).map(|s| s.base);
         let seal = self.found.segments[self.at].seal.as_ref().map(|seal| seal.next_offset);
@@ -431,22 +478,61 @@ impl Recovery {
             Some(flushed) if flushed.segment == place.segment => flushed.offset,
             _ => seal.or(next).unwrap_or(place.offset.saturating_add(1)),
         };
-        self.fail_until(place, end_bytes, end_offset, reason);
+        match hidden_end {
+            Some(end) => self.pass_over(damage(place, end_bytes, end_offset, reason), end),
+            None => self.fail_until(place, end_bytes, end_offset, reason),
+        }
+    }
+
+    /// The offset behind the segment in turn, damaged at byte `at`, if all that it can have held
+    /// lies below the visible start. None also where nothing of the damage was flushed.
+    fn hidden_end(&self, at: u64) -> Option<i64> {
+        let segment = &self.found.segments[self.at];
+        let flushed = self.found.entry.map(|entry| entry.flushed);
+        let below = flushed.filter(|f| segment.base < f.segment).map(|f| f.segment);
+        let within = flushed.filter(|f| segment.base == f.segment && at < f.bytes);
+        let within = within.map(|f| f.offset);
+        if !self.found.lost && below.is_none() && within.is_none() {
+            return None;
+        }
+        let next = self.found.segments.get(self.at + 1).map(|next| next.base);
+        let sealed = segment.seal.as_ref().map(|seal| seal.next_base);
+        let end = next.or(sealed).or(within).or(below)?;
+        let last = within.map_or(end, |offset| offset.max(end));
+        (segment.base < end && last <= self.found.visible_start).then_some(end)
+    }
+
+    fn pass_over(&mut self, damage: Corrupt, end: i64) {
+        let segment = &self.found.segments[self.at];
+        let flushed = self.found.entry.map(|entry| entry.flushed);
+        let flushed = flushed.filter(|flushed| flushed.segment == segment.base);
+        let unsealed = flushed.map_or(segment.bytes, |flushed| flushed.bytes);
+        let bytes = segment.seal.as_ref().map_or(unsealed, |seal| seal.bytes);
+        self.verdict.sealed.push((segment.base, bytes));
+        self.verdict.end = Place { segment: segment.base, bytes, offset: end };
+        self.verdict.hidden.push(damage);
+        self.verdict.bare = true;
+        self.next_base = Some(end);
+        self.at += 1;
     }
 
     fn fail_until(&mut self, place: Place, end_bytes: u64, end_offset: i64, reason: String) {
-        self.verdict.corrupt = Some(Corrupt {
-            segment: place.segment,
-            bytes: place.bytes..end_bytes.max(place.bytes.saturating_add(1)),
-            offsets: place.offset..end_offset.max(place.offset.saturating_add(1)),
-            reason,
-        });
+        self.verdict.corrupt = Some(damage(place, end_bytes, end_offset, reason));
         // Damage changes nothing on disk.
         self.verdict.cut.clear();
         self.verdict.remove.clear();
         self.verdict.reseal.clear();
         self.verdict.unseal = None;
         self.done = true;
+    }
+}
+
+fn damage(place: Place, end_bytes: u64, end_offset: i64, reason: String) -> Corrupt {
+    Corrupt {
+        segment: place.segment,
+        bytes: place.bytes..end_bytes.max(place.bytes.saturating_add(1)),
+        offsets: place.offset..end_offset.max(place.offset.saturating_add(1)),
+        reason,
     }
 }
 

@@ -423,6 +423,48 @@ impl Log {
         !inner.doubtful && (corrupt.segment, corrupt.bytes.start) >= (segment, bytes)
     }
 
+    /// The source has deleted what lies below `offset`, and a log that opening left corrupt cannot
+    /// follow it by itself: its visible start goes there, though not beyond what is known of its
+    /// end, durably, and it is read anew. What is damaged below that keeps it from nothing. Whether
+    /// the visible start moved.
+    ///
+    /// # Errors
+    /// As [`Log::flush`], and as opening a log.
+    pub async fn forget_below(&self, offset: i64) -> Result<bool, LogError> {
+        let mut moved = false;
+        self.alone(async || {
+            let LogState::Corrupt(corrupt) = self.state() else { return Ok(()) };
+            let last = Files::of(self.id(), self.volume().path()).last_base().await?;
+            let seal = self.read_seal(corrupt.segment).await;
+            {
+                let cut = cut_of(self.entry());
+                let mut inner = self.inner.borrow_mut();
+                let mut known = inner.flushed.offset;
+                if cut.is_none() {
+                    known = known.max(last.unwrap_or(0)).max(seal.map_or(0, |seal| seal.next_base));
+                }
+                let offset = offset.min(known);
+                if offset <= inner.log_start_offset {
+                    return Ok(());
+                }
+                inner.log_start_offset = offset;
+            }
+            let failures = self.volume().flush_failures();
+            // Whatever is done because of it, no checkpoint may say less.
+            if !self.volume().flush().await {
+                let reason = "a new visible start could not be made durable".to_owned();
+                return Err(LogError::State(match self.volume().flush_failures() == failures {
+                    true => LogState::DiskFull,
+                    false => LogState::Failed(reason),
+                }));
+            }
+            moved = true;
+            self.reload().await
+        })
+        .await?;
+        Ok(moved)
+    }
+
     /// Reads the log anew, as at a start; what is known to be damaged stays known.
     async fn reload(&self) -> Result<(), LogError> {
         let entry = self.entry();

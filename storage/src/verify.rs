@@ -143,7 +143,7 @@ impl Verifier {
 
     /// Where the next whole batch begins at or after byte `from`, of those whose offsets lie in
     /// `offsets`.
-    async fn next_batch(
+    pub(crate) async fn next_batch(
         &self,
         file: &File,
         from: u64,
@@ -477,7 +477,7 @@ impl Log {
         Some(guessed_part(path, end))
     }
 
-    async fn read_seal(&self, base: i64) -> Option<Seal> {
+    pub(crate) async fn read_seal(&self, base: i64) -> Option<Seal> {
         let bytes = read_small(&self.path(Kind::Seal, base)).await.ok()??;
         Seal::decode(&bytes).ok().filter(|seal| seal.base == base)
     }

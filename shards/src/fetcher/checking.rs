@@ -273,7 +273,8 @@ struct EpochCheck {
     end: i64,
 }
 
-pub(super) async fn list_offsets(
+/// One answer for each partition, in order, from who leads them.
+pub async fn list_offsets(
     connection: &mut Connection,
     partitions: &[Rc<Partition>],
     timestamp: i64,

@@ -13,6 +13,8 @@ use super::Failure;
 pub(super) struct Gathering {
     code: Option<ErrorCode>,
     pub high_watermark: i64,
+    /// Negative: not told.
+    pub log_start: i64,
     pub pieces: Vec<Slice>,
     spare: Option<Lease>,
 }
@@ -25,9 +27,7 @@ impl Gathering {
             return Ok(());
         }
         match code.meaning() {
-            Meaning::OffsetOutOfRange => Err(Failure::Gone(format!(
-                "the source no longer has it: offset {offset} is out of its range"
-            ))),
+            Meaning::OffsetOutOfRange => Err(Failure::OutOfRange(offset)),
             _ => Err(Failure::Later(format!("the source answered {code}"))),
         }
     }
@@ -45,6 +45,7 @@ impl RecordSink for Gathering {
     fn partition(&mut self, _key: u32, head: &PartitionHead) -> Take {
         self.code = Some(head.error_code);
         self.high_watermark = head.high_watermark;
+        self.log_start = head.log_start_offset;
         match head.error_code == ErrorCode::NONE && head.records_bytes > 0 {
             true => Take::Records,
             false => Take::Skip,

@@ -86,6 +86,12 @@ impl Files {
         }
         Ok(files)
     }
+
+    /// The base of the last segment.
+    pub async fn last_base(&self) -> Result<Option<i64>, LogError> {
+        let listing = self.list().await?;
+        Ok(listing.into_keys().filter(|key| key.1 == Kind::Log as u8).map(|key| key.0).max())
+    }
 }
 
 /// Bases at or above `end` of seals without a segment.
@@ -127,6 +133,7 @@ pub(super) async fn find(
         segments.push(FoundSegment { base, bytes, seal, has_seal, index_bytes });
     }
     let lost = entry.is_some_and(|entry| entry.doubtful);
+    let visible_start = entry.map_or(0, |entry| entry.log_start_offset);
     // An entry made up for want of a checkpoint holds no place.
     let entry = entry.filter(|entry| !(lost && entry.flushed == Place::default()));
     let mut read_from = ReadFrom::Start;
@@ -142,7 +149,7 @@ pub(super) async fn find(
             }
         }
     }
-    Ok(Found { segments, entry, lost, read_from, start_offset })
+    Ok(Found { segments, entry, lost, read_from, start_offset, visible_start })
 }
 
 /// Where what lies beside the batches begins to be missing, in a log whose first segment is at

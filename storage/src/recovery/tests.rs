@@ -36,7 +36,14 @@ fn entry(segment: i64, bytes: u64, offset: i64) -> Entry {
 }
 
 fn found(segments: Vec<FoundSegment>, entry: Option<Entry>) -> Found {
-    Found { segments, entry, lost: false, read_from: ReadFrom::Replay, start_offset: 0 }
+    Found {
+        segments,
+        entry,
+        lost: false,
+        read_from: ReadFrom::Replay,
+        start_offset: 0,
+        visible_start: 0,
+    }
 }
 
 /// Runs a recovery over segments whose good bytes are known: (base, good bytes, next offset).
@@ -269,5 +276,66 @@ proptest! {
         prop_assert_eq!(verdict.end.offset as u64, whole.max(flushed));
         // What is kept plus what is removed is everything.
         prop_assert!(verdict.sealed.iter().all(|(base, _)| !verdict.remove.contains(base)));
+    }
+}
+
+fn hidden(segments: Vec<FoundSegment>, entry: Option<Entry>, visible_start: i64) -> Found {
+    Found { visible_start, ..found(segments, entry) }
+}
+
+#[test]
+fn damage_is_passed_over_only_where_all_that_it_hides_lies_below_the_visible_start() {
+    let sealed = || segment(0, 900, Some(seal(0, 1000, 10, 10)));
+    let entry_at = entry(20, 4000, 24);
+    let good = [(0, 900, 9), (10, 1000, 20), (20, 4000, 24), (30, 0, 30)];
+    let whole = || segment(10, 1000, Some(seal(10, 1000, 20, 20)));
+    for (visible, corrupt) in [(9, true), (10, false), (24, false)] {
+        let segments = vec![sealed(), whole(), segment(20, 8192, None)];
+        let (verdict, _) = recover(hidden(segments, Some(entry_at), visible), &good, torn());
+        assert_eq!(verdict.corrupt.is_some(), corrupt, "{visible}");
+        assert_eq!(verdict.sealed.len(), if corrupt { 0 } else { 2 });
+        assert!(!verdict.bare);
+    }
+    // One is missing in the middle, at the front, at the end.
+    let missing = |segments: Vec<FoundSegment>, visible| {
+        recover(hidden(segments, Some(entry_at), visible), &good, torn()).0
+    };
+    let first = || segment(0, 1000, Some(seal(0, 1000, 10, 10)));
+    for (visible, corrupt) in [(19, true), (20, false)] {
+        let verdict = missing(vec![first(), segment(20, 8192, None)], visible);
+        assert_eq!((verdict.corrupt.is_some(), verdict.bare), (corrupt, false));
+    }
+    for (visible, corrupt) in [(29, true), (30, false)] {
+        let verdict = missing(vec![segment(30, 0, None)], visible);
+        assert_eq!((verdict.corrupt.is_some(), verdict.bare), (corrupt, true));
+    }
+    for (visible, corrupt) in [(23, true), (24, false)] {
+        let verdict = missing(vec![first(), whole()], visible);
+        assert_eq!((verdict.corrupt.is_some(), verdict.bare), (corrupt, !corrupt));
+        assert!(corrupt || verdict.end == Place { segment: 24, bytes: 0, offset: 24 });
+    }
+}
+
+#[test]
+fn a_flushed_segment_is_passed_over_only_below_what_may_follow_it() {
+    let good = [(0, 500, 5), (30, 100, 31)];
+    let mut entry = entry(0, 4000, 24);
+    entry.replay.place = Place::default();
+    // What was not flushed may hold what is visible.
+    for (next, seal, visible, end) in [
+        (None, None, 23, None),
+        (None, None, 24, Some(24)),
+        (None, None, 70, Some(24)),
+        (None, Some(seal(0, 6000, 28, 30)), 29, None),
+        (None, Some(seal(0, 6000, 28, 30)), 30, Some(30)),
+        (Some(segment(30, 4096, None)), None, 29, None),
+        (Some(segment(30, 4096, None)), None, 30, Some(31)),
+    ] {
+        let mut segments = vec![segment(0, 8192, seal)];
+        segments.extend(next);
+        let (verdict, _) = recover(hidden(segments, Some(entry), visible), &good, torn());
+        assert_eq!(verdict.corrupt.is_none().then_some(verdict.end.offset), end, "{visible}");
+        assert!(end.is_none() || verdict.remove.is_empty());
+        assert_eq!(verdict.hidden.len(), usize::from(end.is_some()));
     }
 }

@@ -20,6 +20,7 @@ mod alone;
 mod cached;
 mod cuts;
 mod doubtful;
+mod forgotten;
 mod gone;
 mod sealing;
 mod torn;
