@@ -166,7 +166,14 @@ impl Fetcher {
             Stage::Appending | Stage::Stepping { .. } => None,
         };
         let ours = partition.log().map_or(0, |log| log.positions().received.0.offset);
+        let last = partition.log().and_then(|log| log.last_batch());
+        let records_end = last.map_or(ours, |last| last.last_offset + 1);
         match (compared, parted) {
+            (Compared::Same | Compared::Cleaned, Some(common_end)) if records_end <= common_end => {
+                // It has all records of the copy, but not the gap that the copy ends with: others
+                // may lie there by now. Nothing is lost by going back to where it begins.
+                self.cut(key, common_end, None, None);
+            }
             (Compared::Same | Compared::Cleaned, Some(common_end)) => {
                 let reason = format!(
                     "the source says that its leader epochs part from the copy's at offset \
