@@ -414,7 +414,8 @@ pub fn recovery(bytes: &[u8]) {
         _ => ReadFrom::Start,
     };
     let count = segments.len();
-    let found = Found { segments, entry, lost, read_from, start_offset };
+    let visible_start = entry.map_or(0, |entry| entry.log_start_offset);
+    let found = Found { segments, entry, lost, read_from, start_offset, visible_start };
     memory::bounded(4 * bytes.len(), || {
         let mut recovery = Recovery::new(found);
         for _ in 0..=2 * count {
