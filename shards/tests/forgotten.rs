@@ -94,6 +94,13 @@ fn a_damaged_batch_that_the_source_has_deleted_keeps_nothing_back() {
     // As long as the segment is there the damage is named.
     let p = world.partition("orders", 0);
     assert_eq!((p.state, p.log_start), (PartitionState::Corrupt, 6 * BATCH + 4), "{p:?}");
+    assert!(p.reason.expect("a reason").contains("lies below the log start, 100"));
+    // Once it is cut loose nothing is promised of repairs.
+    let topics = vec!["orders".into()];
+    world.ask(|reply| Command::Seal { link: "prod".into(), topics, reply });
+    let p = world.partition("orders", 0);
+    assert!(p.reason.expect("a reason").contains("it is not mended any more"));
+    assert_eq!(p.retry_at_ms, None);
 }
 
 /// What lies between the copy's end and the source's start is a gap, and decided as one.

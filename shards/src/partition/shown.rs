@@ -61,8 +61,17 @@ impl Partition {
         if damages.len() > 1 {
             reason += &format!("; and {} more ranges", damages.len() - 1);
         }
-        if let Some(why) = &self.repair.borrow().reason {
+        if self.mode() == Mode::Sealed {
+            reason += "; cut loose from the source, it is not mended any more";
+        } else if let Some(why) = &self.repair.borrow().reason {
             reason += &format!("; not repaired: {why}");
+        }
+        let start = self.log().map_or(0, |log| log.positions().log_start_offset);
+        if damages.iter().all(|damage| damage.offsets.end <= start) {
+            reason += &format!(
+                "; all of it lies below the log start, {start}, where nobody reads, and goes with \
+                 its segment"
+            );
         }
         Some(reason)
     }
@@ -70,7 +79,7 @@ impl Partition {
     /// When a repair that was tried in vain is tried again.
     fn repair_retry_at(&self) -> Option<Instant> {
         let note = self.repair.borrow();
-        note.retry_at.filter(|_| note.reason.is_some())
+        note.retry_at.filter(|_| note.reason.is_some() && self.mode() != Mode::Sealed)
     }
 
     /// Its connection has waited long for memory.
@@ -87,7 +96,8 @@ impl Partition {
         let (state, reason, retry_at_ms) = self.shown_but_damage(now, &on_wall);
         let Some(mut damage) = self.damage() else { return (state, reason, retry_at_ms) };
         // What keeps its tail from going on is said, too.
-        if !matches!(state, PartitionState::Starting | PartitionState::Active) {
+        let goes_on = matches!(state, PartitionState::Starting | PartitionState::Active);
+        if !goes_on && state != PartitionState::Sealed {
             damage += &format!("; besides, it is {}", state.name());
             damage += &reason.map_or(String::new(), |reason| format!(": {reason}"));
         }
