@@ -182,6 +182,48 @@ fn a_flush_waits_until_the_end_has_been_cut_back() {
     });
 }
 
+/// Whoever closes a log does not wait for records that a cut has taken meanwhile, and a cut that was
+/// about to begin leaves a closed log alone.
+#[test]
+fn a_close_and_a_cut_that_meet_both_end() {
+    const CUT: i64 = 57;
+    let (cuts, busy) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    for_seeds(1, 200, |seed| {
+        let mut sim = Simulation::new(seed, Faults::none());
+        let executor = sim.executor(Config::small());
+        let (cuts, busy) = (Rc::clone(&cuts), Rc::clone(&busy));
+        sim.run_on(executor, async move {
+            let store = simulated_store().await;
+            let (log, _) = open(&store, settings()).await;
+            respond(&log, &(0..80).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+            log.flush().await.unwrap();
+            respond(&log, &(80..85).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+            let cutting = Rc::clone(&log);
+            let cut = async move { cutting.truncate_to(CUT).await };
+            let cut = ring::spawn(ring::Share::Replicate, cut);
+            ring::sleep(Duration::from_micros(ring::random() % 3000)).await;
+            let closed = ring::timeout(Duration::from_secs(60), log.close()).await;
+            closed.expect("it ends").unwrap();
+            let end = match ring::timeout(Duration::from_secs(60), cut).await.expect("it ends") {
+                Ok(()) => {
+                    cuts.set(cuts.get() + 1);
+                    CUT
+                }
+                Err(_) => {
+                    busy.set(busy.get() + 1);
+                    85
+                }
+            };
+            drop(log);
+            let (log, recovered) = open(&store, settings()).await;
+            assert_eq!((recovered.corrupt, recovered.positions.received.0.offset), (None, end));
+            compare(&log, end).await;
+            store.close().await;
+        });
+    });
+    assert!(cuts.get() > 0 && busy.get() > 0, "{} cuts, {} left", cuts.get(), busy.get());
+}
+
 /// Cuts a log back on a device that may fail at any moment of it, opens it again, and goes on.
 async fn cut_and_reopen(ready: Rc<Cell<bool>>, failures: Rc<Cell<u32>>) {
     const CUT: i64 = 57;
