@@ -182,8 +182,8 @@ fn a_flush_waits_until_the_end_has_been_cut_back() {
     });
 }
 
-/// Whoever closes a log does not wait for records that a cut has taken meanwhile, and a cut that was
-/// about to begin leaves a closed log alone.
+/// Whoever closes a log does not wait for records that a cut has taken meanwhile, and a cut that
+/// was about to begin leaves a closed log alone.
 #[test]
 fn a_close_and_a_cut_that_meet_both_end() {
     const CUT: i64 = 57;
