@@ -146,19 +146,31 @@ pub fn bit_below_the_flushed_end() -> Outcome {
     log.read_exact_at(&mut byte, position).map_err(|e| e.to_string())?;
     log.write_all_at(&[byte[0] ^ 1], position).map_err(|e| e.to_string())?;
     let before = fs::metadata(&file).map_err(|e| e.to_string())?.len();
-    // The source no longer has the records to mend it with.
-    let end = stopped.source.ends(TOPIC)?[0];
-    stopped.source.cluster().delete_records(TOPIC, 0, end - 10).map_err(|e| e.to_string())?;
+    // The source no longer has all of the records to mend it with.
+    let base = file.file_stem().and_then(|stem| stem.to_str()?.parse::<i64>().ok());
+    let hurt = base.ok_or("a segment without a base")? + position as i64 / 20_000 * 10;
+    stopped.source.cluster().delete_records(TOPIC, 0, hurt + 5).map_err(|e| e.to_string())?;
     stopped.node.launch()?;
     let settled = stopped.node.wait_until("the damage to be kept and named", |all| {
-        all.iter().any(|p| p.partition == 0 && p.reason.contains("no longer has it"))
+        all.iter().any(|p| p.partition == 0 && p.reason.contains("has deleted a part of it"))
     })?;
     let hurt = settled.iter().find(|p| p.partition == 0).ok_or("it is not there")?;
     eprintln!("  {} {}", hurt.state, hurt.reason);
     ensure(hurt.state == "CORRUPT" && hurt.reason.contains("bytes "), || format!("{hurt:?}"))?;
     let after = fs::metadata(&file).map_err(|e| e.to_string())?.len();
     ensure(after == before, || format!("{} had {before} bytes, has {after}", file.display()))?;
+    // Once it has none of them the log goes on; the damage stays named, and nothing of it is cut.
+    let end = ends[0];
+    stopped.source.cluster().delete_records(TOPIC, 0, end - 10).map_err(|e| e.to_string())?;
+    stopped.source.cluster().append(TOPIC, 0, 1).map_err(|e| e.to_string())?;
+    let settled = stopped.node.wait_until("the log to go on", |all| {
+        all.iter().any(|p| p.partition == 0 && p.flushed == Some(end + 10))
+    })?;
+    let hurt = settled.iter().find(|p| p.partition == 0).ok_or("it is not there")?;
+    ensure(hurt.reason.contains("lies below the log start"), || format!("{hurt:?}"))?;
     stopped.node.stop()?;
+    let after = fs::metadata(&file).map_err(|e| e.to_string())?.len();
+    ensure(after == 50 * 20_000, || format!("{} has {after} bytes", file.display()))?;
     (1..=PARTS.len()).try_for_each(|partition| stopped.whole(partition))
 }
 
