@@ -9,8 +9,9 @@
 
 mod below_end;
 mod checking;
-pub use checking::list_offsets;
 mod settling;
+
+pub use checking::list_offsets;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -402,11 +402,9 @@ async fn finish(
     let verifier = link.verifier();
     let finished = repair.finish(&verifier, || partition.mode() == Mode::Replicate).await;
     drop(occupied);
-    if alone {
-        if log.is_open() && !partition.is_occupied() {
-            partition.clear(ring::wall_ms());
-            link.reopened(&partition);
-        }
+    if alone && log.is_open() && !partition.is_occupied() {
+        goes_on(&link, &partition);
+    } else if alone {
         link.place(&partition);
     }
     finished?;
@@ -468,6 +466,30 @@ async fn hear(
     offset: i64,
     connection: &mut Connection,
 ) -> Result<(), Failure> {
+    // It may have lost them together with us, and get them again.
+    let later = |failure: Failure| Failure::Later(failure.reason());
+    let heard = listen(link, partition, offset, connection).await.map_err(later)?;
+    if heard.empty || heard.high_watermark <= offset {
+        return Err(Failure::Later(format!("the source has no records at {offset} now")));
+    }
+    Ok(())
+}
+
+/// What a source says when it is asked for an offset.
+struct Heard {
+    empty: bool,
+    high_watermark: i64,
+    /// Negative: not told.
+    log_start: i64,
+}
+
+/// Asks for a little at an offset. No records of it are kept.
+async fn listen(
+    link: &Rc<Link>,
+    partition: &Partition,
+    offset: i64,
+    connection: &mut Connection,
+) -> Result<Heard, Failure> {
     let mut session = session_of(partition);
     let leader_epoch = link.leader(partition).map_or(-1, |leader| leader.epoch);
     let _sharer = link.share_memory();
@@ -475,14 +497,10 @@ async fn hear(
     let reserved = link.reserve(HEARD_BYTES_MAX).await;
     let max_bytes = i32::try_from(reserved.bytes()).unwrap_or(i32::MAX);
     let wanted = wanted(offset, leader_epoch, max_bytes);
-    let asked = ask(link, &mut session, wanted, connection).await;
-    // It may have lost them together with us, and get them again.
-    let (gathering, _) = asked.map_err(|failure| Failure::Later(failure.reason()))?;
+    let (gathering, _) = ask(link, &mut session, wanted, connection).await?;
     let empty = gathering.pieces.iter().all(|piece| piece.is_empty());
-    if empty || gathering.high_watermark <= offset {
-        return Err(Failure::Later(format!("the source has no records at {offset} now")));
-    }
-    Ok(())
+    let Gathering { high_watermark, log_start, .. } = gathering;
+    Ok(Heard { empty, high_watermark, log_start })
 }
 
 fn session_of(partition: &Partition) -> FetchSession {

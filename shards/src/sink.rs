@@ -145,13 +145,8 @@ impl<'a> Sink<'a> {
             return Take::Skip;
         }
         let before = log.positions().received.0.offset;
-        if log.state() != LogState::Healthy {
-            let error = AppendError::NotHealthy;
-            self.outcome.troubles.push((self.key, Trouble::Append { error, began_at: before }));
-            return Take::Skip;
-        }
-        if member.asked != before {
-            // It was cut back since: what comes is not what follows its end.
+        // One that was cut back since is not continued by what comes.
+        if log.state() != LogState::Healthy || member.asked != before {
             let error = AppendError::NotHealthy;
             self.outcome.troubles.push((self.key, Trouble::Append { error, began_at: before }));
             return Take::Skip;

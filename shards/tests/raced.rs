@@ -2,7 +2,6 @@
 
 mod world;
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ring::sim::Faults;
@@ -12,19 +11,10 @@ use world::{World, settings};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn logs(world: &World) -> Vec<PathBuf> {
-    let folder = Path::new("/data/prod/orders-0");
-    let files = world.sim.disk(world.machine(), |disk| disk.files(folder)).expect("a folder");
-    let mut paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
-    paths.sort();
-    paths
-}
-
 /// Where the batches in the copy's files end, if none is missing in between.
 fn end_of_copy(world: &World) -> Result<i64, String> {
     let mut expected = 0;
-    for path in logs(world) {
+    for path in world.segments(0) {
         let bytes = world.sim.disk(world.machine(), |disk| disk.read_file(&path)).expect("a file");
         let mut rest = &bytes[..];
         while let Some(head) = rest.first_chunk::<61>() {
@@ -52,7 +42,7 @@ fn play(delay_ms: u64, regained: u64) {
     world.ask(|reply| Command::Release { partitions, reply });
     world.assign(100_000);
     world.until_caught_up(MINUTE);
-    for path in logs(&world).iter().rev().skip(8) {
+    for path in world.segments(0).iter().rev().skip(8) {
         world.sim.disk(world.machine(), |disk| disk.flip_bit(path, 30_000, 3));
     }
     let mut slow = Faults::none();

@@ -2,7 +2,7 @@
 
 mod world;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use shards::control::*;
@@ -10,15 +10,6 @@ use source::TopicSpec;
 use world::{World, settings};
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-fn segments(world: &World) -> Vec<PathBuf> {
-    let folder = Path::new("/data/prod/orders-0");
-    let files = world.sim.disk(world.machine(), |disk| disk.files(folder)).expect("a folder");
-    let mut paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
-    paths.sort();
-    paths
-}
 
 /// A bit turned, since the log was opened, in what was written before: nobody reads it until its
 /// segment is sealed.
@@ -91,7 +82,7 @@ fn what_was_found_damaged_before_its_segment_was_sealed_is_mended() {
         });
     };
     grow(&mut world);
-    let paths = segments(&world);
+    let paths = world.segments(0);
     assert_eq!(paths.len(), 2);
     for (path, at) in paths.iter().zip([300_000, 30_000]) {
         world.sim.disk(world.machine(), |disk| disk.flip_bit(path, at, 3));
@@ -105,7 +96,7 @@ fn what_was_found_damaged_before_its_segment_was_sealed_is_mended() {
     world.tell(Command::Verify(VerifySettings { bytes_per_second: 0, first_after, every }));
     world.until("damage", MINUTE, |status| status.stats.damages_found == 2);
     grow(&mut world);
-    assert!(segments(&world).len() > 2);
+    assert!(world.segments(0).len() > 2);
     assert_eq!(world.status().stats.damages_repaired, 0);
     world.until("both repairs", 10 * MINUTE, |status| {
         status.stats.damages_repaired == 2
@@ -130,7 +121,7 @@ fn what_sealing_finds_beside_what_is_gone_is_mended() {
     world.cluster.append("orders", 0, 20).expect("appends");
     world.until_caught_up(MINUTE);
     reassign(&mut world, &|world| {
-        let first = segments(world).remove(0);
+        let first = world.segments(0).remove(0);
         world.sim.disk(world.machine(), |disk| disk.flip_bit(&first, 30_000, 3));
         world.cluster.delete_records("orders", 0, 160).expect("deletes");
     });
@@ -139,7 +130,7 @@ fn what_sealing_finds_beside_what_is_gone_is_mended() {
     world.until("what is gone", 10 * MINUTE, |status| {
         status.partitions[0].reason.as_ref().is_some_and(|reason| reason.contains("not repaired"))
     });
-    let last = segments(&world).pop().expect("some");
+    let last = world.segments(0).pop().expect("some");
     world.sim.disk(world.machine(), |disk| disk.flip_bit(&last, 30_000, 3));
     world.cluster.append("orders", 0, 40).expect("appends");
     world.until("the repair", 10 * MINUTE, |status| status.stats.damages_repaired == 1);

@@ -333,7 +333,12 @@ impl Inner {
     /// What was known to be damaged before the log was read anew stays so.
     fn keep_damages(&mut self, known: Vec<Corrupt>) {
         let found: Vec<i64> = self.damages.iter().map(|damage| damage.segment).collect();
-        self.damages.extend(known.into_iter().filter(|known| !found.contains(&known.segment)));
+        self.add_damages(known.into_iter().filter(|known| !found.contains(&known.segment)));
+    }
+
+    /// Known from now on, in order with the others.
+    pub fn add_damages(&mut self, found: impl IntoIterator<Item = Corrupt>) {
+        self.damages.extend(found);
         self.damages.sort_by_key(|damage| (damage.segment, damage.bytes.start));
     }
 

@@ -496,8 +496,7 @@ impl Log {
             for damage in &found {
                 tracing::error!(log = %self.id(), ?damage, "stored bytes have changed");
             }
-            inner.damages.extend(found);
-            inner.damages.sort_by_key(|damage| (damage.segment, damage.bytes.start));
+            inner.add_damages(found);
             new
         };
         self.changed.notify();

@@ -209,8 +209,7 @@ impl Log {
             // is made once it is mended.
             tracing::error!(log = %self.id(), ?damage, "stored bytes have changed");
             inner.doubted.push(base);
-            inner.damages.push(damage);
-            inner.damages.sort_by_key(|damage| (damage.segment, damage.bytes.start));
+            inner.add_damages([damage]);
         }
         inner.closing.pop_front();
         inner.sealed.push((base, place.bytes));

@@ -14,11 +14,10 @@ use net::questions::{EARLIEST, LATEST};
 use ring::Share;
 use storage::log::Log;
 
-use super::{Failure, KIND, ask, goes_on, session_of, wanted};
+use super::{Failure, goes_on, listen};
 use crate::check::SourceLog;
 use crate::control::Mode;
 use crate::fetcher::list_offsets;
-use crate::limits::HEARD_BYTES_MAX;
 use crate::link::Link;
 use crate::partition::Partition;
 
@@ -98,15 +97,8 @@ async fn look(
     start: i64,
     connection: &mut Connection,
 ) -> Result<SourceLog, Failure> {
-    let mut session = session_of(partition);
-    let leader_epoch = link.leader(partition).map_or(-1, |leader| leader.epoch);
-    let _sharer = link.share_memory();
-    link.wait_for_rate(KIND).await;
-    let reserved = link.reserve(HEARD_BYTES_MAX).await;
-    let max_bytes = i32::try_from(reserved.bytes()).unwrap_or(i32::MAX);
-    let wanted = wanted(start, leader_epoch, max_bytes);
-    let (gathering, _) = ask(link, &mut session, wanted, connection).await?;
+    let heard = listen(link, partition, start, connection).await?;
     // Before version 5 it is only said by not refusing the offset.
-    let log_start = if gathering.log_start < 0 { start } else { gathering.log_start };
-    Ok(SourceLog { start: log_start, end: gathering.high_watermark })
+    let log_start = if heard.log_start < 0 { start } else { heard.log_start };
+    Ok(SourceLog { start: log_start, end: heard.high_watermark })
 }

@@ -296,6 +296,16 @@ impl World {
         }
     }
 
+    /// The segments of a partition of `orders`, in order.
+    pub fn segments(&self, partition: i32) -> Vec<PathBuf> {
+        let folder = PathBuf::from(format!("/data/prod/orders-{partition}"));
+        let files = self.sim.disk(self.machine(), |disk| disk.files(&folder)).expect("a folder");
+        let mut paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+        paths.sort();
+        paths
+    }
+
     /// The most bytes that all answers under way at once were allowed together.
     pub fn allowed_bytes_peak(&self) -> usize {
         self.allowed.bytes_peak.get()
