@@ -17,15 +17,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::faults::Random;
 use super::happened::{Accident, Happened};
 use crate::file::OpenOptions;
 use crate::memory::BLOCK;
 use crate::op::DirEntry;
 
+mod broken;
+mod flushing;
 mod namespace;
 mod sectors;
 
@@ -75,128 +75,6 @@ impl Disk {
             happened: Happened::default(),
         }
     }
-
-    // What tests may look at and break.
-
-    /// A file's bytes, as a read would see them.
-    pub fn read_file(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
-        let inode = self.file(path.as_ref()).ok()?;
-        let mut bytes = vec![0; self.seen.len(inode) as usize];
-        self.files[&inode].sectors.read(0, &mut bytes);
-        Some(bytes)
-    }
-
-    /// Puts a file there, flushed; its directory must be there.
-    ///
-    /// # Errors
-    /// As `open(2)` and `write(2)`.
-    pub fn write_file(&mut self, path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
-        self.write_small(path.as_ref(), bytes)?;
-        self.flush_all(self.stamp);
-        Ok(())
-    }
-
-    /// Makes a directory and its parents, flushed.
-    ///
-    /// # Errors
-    /// As `mkdir(2)`.
-    pub fn make_dir(&mut self, path: impl AsRef<Path>) -> io::Result<()> {
-        self.create_dir_all(path.as_ref())?;
-        self.flush_all(self.stamp);
-        Ok(())
-    }
-
-    /// Removes a file, flushed.
-    ///
-    /// # Errors
-    /// As `unlink(2)`.
-    pub fn lose_file(&mut self, path: impl AsRef<Path>) -> io::Result<()> {
-        self.remove_file(path.as_ref())?;
-        self.flush_all(self.stamp);
-        Ok(())
-    }
-
-    /// Cuts or extends a file, flushed.
-    ///
-    /// # Errors
-    /// As `truncate(2)`.
-    pub fn cut_file(&mut self, path: impl AsRef<Path>, len: u64) -> io::Result<()> {
-        let inode = self.file(path.as_ref())?;
-        self.truncate(inode, len);
-        self.flush_all(self.stamp);
-        Ok(())
-    }
-
-    /// Every file below a directory, with its length, in order.
-    ///
-    /// # Errors
-    /// As `readdir(3)`.
-    pub fn files(&self, below: impl AsRef<Path>) -> io::Result<Vec<(PathBuf, u64)>> {
-        let mut found = Vec::new();
-        for entry in self.read_dir(below.as_ref())? {
-            let path = below.as_ref().join(&entry.name);
-            match entry.is_dir {
-                true => found.extend(self.files(path)?),
-                false => found.push((path, entry.len)),
-            }
-        }
-        Ok(found)
-    }
-
-    /// Turns one bit of a file, in every layer.
-    ///
-    /// # Panics
-    /// If there is no such file.
-    pub fn flip_bit(&mut self, path: impl AsRef<Path>, at: u64, bit: u8) {
-        let inode = self.file(path.as_ref()).expect("a file to break");
-        self.content(inode).sectors.flip(at, bit);
-    }
-
-    /// Turns one bit of a file on the device; until it is written again, or the power goes, only
-    /// direct reads show it.
-    ///
-    /// # Panics
-    /// If there is no such file.
-    pub fn rot_bit(&mut self, path: impl AsRef<Path>, at: u64, bit: u8) {
-        let inode = self.file(path.as_ref()).expect("a file to break");
-        self.content(inode).sectors.rot(at, bit);
-    }
-
-    /// Makes the sectors of a byte range unreadable (EIO) until they are written again.
-    ///
-    /// # Panics
-    /// If there is no such file.
-    pub fn spoil(&mut self, path: impl AsRef<Path>, range: Range<u64>) {
-        let inode = self.file(path.as_ref()).expect("a file to break");
-        self.content(inode).sectors.spoil(range);
-    }
-
-    /// Lets the next flushes fail.
-    pub fn fail_flushes(&mut self, count: u32) {
-        self.fail_flushes = count;
-    }
-
-    /// Changes the disk's size: small enough, and it is full.
-    pub fn set_capacity(&mut self, bytes: u64) {
-        self.capacity_bytes = bytes;
-    }
-
-    /// Bytes not yet allocated.
-    pub fn free_bytes(&self) -> u64 {
-        self.capacity_bytes.saturating_sub(self.allocated_bytes)
-    }
-
-    /// What went wrong on it so far.
-    pub(super) fn happened(&self) -> Happened {
-        self.happened
-    }
-
-    /// Whether anything seen would not surely survive a power loss.
-    pub fn is_dirty(&self) -> bool {
-        !self.journal.is_empty() || self.files.values().any(|file| file.sectors.is_dirty())
-    }
-
-    // What calls do.
 
     /// The point up to which a flush asked for now reaches.
     pub(super) fn stamp(&self) -> u64 {
@@ -437,141 +315,6 @@ impl Disk {
         let written = self.write(inode, 0, bytes);
         self.close(inode);
         if written? < bytes.len() { Err(error(libc::ENOSPC)) } else { Ok(()) }
-    }
-
-    // Flushes.
-
-    /// Flushes one file as of `until`, or fails to; `seen_errors` is the descriptor's own count.
-    pub(super) fn flush_file(
-        &mut self,
-        inode: Inode,
-        until: u64,
-        seen_errors: &mut u64,
-        fault: Option<&mut Random>,
-    ) -> io::Result<()> {
-        let forced = self.forced_failure();
-        if let Some(random) = fault {
-            self.abandon_file(inode, until, random);
-        } else if forced {
-            self.abandon_file(inode, until, &mut Random::new(self.stamp));
-        } else {
-            self.content(inode).sectors.flush(until);
-            self.commit_for(inode, until);
-        }
-        let errors = self.content(inode).errors;
-        if std::mem::replace(seen_errors, errors) < errors {
-            return Err(error(libc::EIO));
-        }
-        Ok(())
-    }
-
-    fn abandon_file(&mut self, inode: Inode, until: u64, random: &mut Random) {
-        let content = self.content(inode);
-        content.sectors.abandon(until, random);
-        content.errors += 1;
-        self.errors += 1;
-        self.happened.count(Accident::FailedFlush);
-    }
-
-    /// Flush errors a descriptor opened on this file now would not be told of.
-    pub(super) fn errors_of(&self, inode: Inode) -> u64 {
-        self.files[&inode].errors
-    }
-
-    /// Flushes a directory as of `until`.
-    pub(super) fn flush_dir(&mut self, path: &Path, until: u64, fail: bool) -> io::Result<()> {
-        let dir = self.seen.find(path)?;
-        if self.forced_failure() || fail {
-            self.happened.count(Accident::FailedFlush);
-            return Err(error(libc::EIO));
-        }
-        self.commit_for(dir, until);
-        Ok(())
-    }
-
-    /// Flushes everything as of `until`; `seen_errors` is the caller's own count.
-    pub(super) fn flush_filesystem(
-        &mut self,
-        until: u64,
-        seen_errors: &mut u64,
-        fault: Option<&mut Random>,
-    ) -> io::Result<()> {
-        if self.forced_failure() || fault.is_some() {
-            self.happened.count(Accident::FailedFlush);
-            let mut own = Random::new(self.stamp);
-            let random = fault.unwrap_or(&mut own);
-            for content in self.files.values_mut() {
-                content.errors += u64::from(content.sectors.abandon(until, random));
-            }
-            self.errors += 1;
-        } else {
-            self.flush_all(until);
-        }
-        if std::mem::replace(seen_errors, self.errors) < self.errors {
-            return Err(error(libc::EIO));
-        }
-        Ok(())
-    }
-
-    fn forced_failure(&mut self) -> bool {
-        let forced = self.fail_flushes > 0;
-        self.fail_flushes -= u32::from(forced);
-        forced
-    }
-
-    fn flush_all(&mut self, until: u64) {
-        for content in self.files.values_mut() {
-            content.sectors.flush(until);
-        }
-        self.commit(until);
-        self.sweep();
-    }
-
-    /// Commits the journal as far as the last change that concerns `inode`.
-    fn commit_for(&mut self, inode: Inode, until: u64) {
-        let concerned =
-            |(stamp, change): &&(u64, Change)| *stamp <= until && change.concerns(inode);
-        if let Some(last) = self.journal.iter().rev().find(concerned).map(|(stamp, _)| *stamp) {
-            self.commit(last);
-        }
-    }
-
-    fn commit(&mut self, until: u64) {
-        while self.journal.front().is_some_and(|(stamp, _)| *stamp <= until) {
-            let (stamp, change) = self.journal.pop_front().expect("just seen");
-            self.durable.apply(&change);
-            let Change::Length { inode, cut, data, .. } = change else { continue };
-            let Some(content) = self.files.get_mut(&inode) else { continue };
-            if cut {
-                content.sectors.commit_cut(stamp);
-            } else {
-                content.sectors.commit_extension(data, stamp);
-            }
-        }
-    }
-
-    /// The power went. What is left becomes what is seen.
-    pub(super) fn crash(&mut self, unreadable_ppm: u32, random: &mut Random) {
-        let kept = match random.below(4) {
-            0 => 0,
-            1 => self.journal.len(),
-            _ => random.index(self.journal.len() + 1),
-        };
-        if kept > 0 {
-            self.commit(self.journal[kept - 1].0);
-        }
-        self.journal.clear();
-        self.seen = self.durable.clone();
-        for content in self.files.values_mut() {
-            content.open = 0;
-        }
-        self.sweep();
-        for (inode, content) in &mut self.files {
-            let len = self.seen.len(*inode);
-            self.happened += content.sectors.crash(len, unreadable_ppm, random);
-            content.allocated = len.next_multiple_of(BLOCK as u64);
-        }
-        self.count_space();
     }
 
     fn count_space(&mut self) {
