@@ -198,7 +198,7 @@ pub(crate) async fn load(
         loading.stepped_over.append(&mut verdict.hidden);
         for damage in &loading.stepped_over {
             let path = files.folder.display();
-            tracing::error!(%path, ?damage, "damaged below the visible start: it goes on behind");
+            tracing::error!(%path, %damage, "damaged below the visible start: it goes on behind");
         }
     }
     if verdict.corrupt.is_none() && verdict.bare {

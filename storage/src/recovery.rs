@@ -20,6 +20,7 @@
 //! - If the checkpoints themselves were lost, a sealed segment is believed to have been flushed
 //!   (so damage there is CORRUPT, not cut), every byte is read once, and nothing is removed.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::check::AppendError;
@@ -185,6 +186,18 @@ pub struct Corrupt {
     pub offsets: Range<i64>,
     /// What was seen.
     pub reason: String,
+}
+
+impl fmt::Display for Corrupt {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Corrupt { segment, bytes, offsets, reason } = self;
+        let (from, to) = (offsets.start, offsets.end);
+        let (start, end) = (bytes.start, bytes.end);
+        write!(
+            out,
+            "offsets {from} to {to} (bytes {start} to {end} of segment {segment}): {reason}"
+        )
+    }
 }
 
 /// The end of a recovery.

@@ -387,7 +387,7 @@ impl Repair {
         let within = |range: &Range<u64>| bytes.start <= range.start && range.end <= bytes.end;
         inner.damages.retain(|damage| damage.segment != *segment || !within(&damage.bytes));
         drop(inner);
-        tracing::info!(log = %self.log.id(), damage = ?self.damage, "repaired from the source");
+        tracing::info!(log = %self.log.id(), damage = %self.damage, "repaired from the source");
         self.log.changed.notify();
         Ok(())
     }

@@ -494,7 +494,7 @@ impl Log {
             let new = found.iter().filter(known).count();
             inner.damages.retain(|damage| damage.segment != base);
             for damage in &found {
-                tracing::error!(log = %self.id(), ?damage, "stored bytes have changed");
+                tracing::error!(log = %self.id(), %damage, "stored bytes have changed");
             }
             inner.add_damages(found);
             new

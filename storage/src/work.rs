@@ -207,7 +207,7 @@ impl Log {
         if let Some(damage) = damage {
             // The log goes on: what comes is not to wait for a repair of what was there. A seal
             // is made once it is mended.
-            tracing::error!(log = %self.id(), ?damage, "stored bytes have changed");
+            tracing::error!(log = %self.id(), %damage, "stored bytes have changed");
             inner.doubted.push(base);
             inner.add_damages([damage]);
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ring::{Share, spawn};
 use storage::log::{Log, LogError, LogSettings, LogState};
 use storage::names::LogId;
+use storage::open::Recovered;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -129,9 +130,7 @@ impl Shard {
         let _opening = Opening::begin(partition);
         match self.store.open_log(id.clone(), settings).await {
             Ok((log, recovered)) => {
-                if recovered.torn_bytes > 0 || recovered.corrupt.is_some() {
-                    tracing::warn!(partition = %partition.key, ?recovered, "recovered");
-                }
+                tell(partition, &recovered);
                 self.existing.borrow_mut().insert(id);
                 partition.unopened.set(false);
                 partition.set_log(Some(log));
@@ -252,5 +251,23 @@ impl Shard {
         let log = partition.log();
         partition.set_log(None);
         log
+    }
+}
+
+/// What the recovery of a log found, where that is not the usual.
+fn tell(partition: &Partition, recovered: &Recovered) {
+    let (key, positions) = (&partition.key, &recovered.positions);
+    if let Some(damage) = &recovered.corrupt {
+        tracing::error!(partition = %key, %damage, "stored bytes are damaged; they are kept");
+    }
+    if recovered.torn_bytes > 0 || recovered.removed_segments > 0 {
+        tracing::warn!(
+            partition = %key,
+            log_end_offset = positions.received.0.offset,
+            flushed_offset = positions.flushed.0.offset,
+            cut_bytes = recovered.torn_bytes,
+            removed_segments = recovered.removed_segments,
+            "what a crash left behind the last whole batch had not been flushed: it is fetched again"
+        );
     }
 }
