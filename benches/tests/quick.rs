@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 /// The benches that need the product's binary and are run here. The others differ from these in
 /// load only.
-const WITH_PRODUCT: [&str; 5] = ["replicate", "failover", "recovery", "roundtrip", "lag"];
+const WITH_PRODUCT: [&str; 6] = ["replicate", "steady", "failover", "recovery", "roundtrip", "lag"];
 /// The one that needs a real Kafka. It runs here only where nothing would have to be fetched.
 const WITH_KAFKA: &str = "kafka";
 

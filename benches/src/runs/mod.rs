@@ -12,6 +12,7 @@ mod recovery;
 mod replicate;
 mod roundtrip;
 mod shards;
+mod steady;
 
 use source::{Growth, TopicSpec};
 
@@ -39,6 +40,7 @@ pub const ALL: &[Bench] = &[
     ceiling::BENCH,
     replicate::BENCH,
     partitions::BENCH,
+    steady::BENCH,
     records::BENCH,
     lag::BENCH,
     failover::BENCH,
