@@ -31,6 +31,7 @@ pub struct Partition {
     /// Unique in the shard's life.
     pub uid: u64,
     pub key: PartitionKey,
+    /// The id it is asked for by; `None`: it is asked for by name.
     pub topic_id: Option<Uuid>,
     pub assign: Assign,
     /// `None` until the source has said where a new partition begins.
@@ -126,11 +127,11 @@ impl Drop for Occupied {
 }
 
 impl Partition {
-    pub fn new(uid: u64, assign: Assign, now_ms: i64) -> Rc<Self> {
+    pub fn new(uid: u64, assign: Assign, topic_id: Option<Uuid>, now_ms: i64) -> Rc<Self> {
         Rc::new(Self {
             uid,
             key: assign.key.clone(),
-            topic_id: assign.topic_id,
+            topic_id,
             mode: RefCell::new(assign.mode.clone()),
             assign,
             log: RefCell::new(None),
