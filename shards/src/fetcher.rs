@@ -163,6 +163,9 @@ pub struct Fetcher {
     /// Answers in a row that came at once and brought nothing.
     fruitless: u32,
     size: FetchSize,
+    /// Since when its connection is up, and when the last request was sent over it.
+    connected_at: Instant,
+    asked_at: Instant,
     /// The last placement of the link that was followed.
     placement: u64,
 }
@@ -191,6 +194,8 @@ impl Fetcher {
             backoff: Backoff::new(),
             fruitless: 0,
             size: FetchSize::default(),
+            connected_at: ring::now(),
+            asked_at: ring::now(),
             placement: 0,
         }
     }
@@ -217,6 +222,7 @@ impl Fetcher {
     /// Connects and serves until there is nothing left to fetch (`Ok`) or the connection fails.
     async fn serve_connection(&mut self) -> Result<(), NetError> {
         let mut connection = self.link.connect(self.shared.broker).await?;
+        self.connected_at = ring::now();
         self.shared.connected.set(true);
         self.shared.socket.set(Some(connection.watch()));
         self.session.moved();
@@ -258,6 +264,7 @@ impl Fetcher {
         let waited_before = connection.counters().waiting;
         let asked = reserved.bytes();
         let begun = ring::now();
+        self.asked_at = begun;
         self.outcome.clear();
         let answer = {
             let mut sink = Sink::new(&mut self.members, &mut self.outcome);

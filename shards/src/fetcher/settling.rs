@@ -152,6 +152,7 @@ impl Fetcher {
     fn settle_progress(&mut self, key: u32, now_ms: i64) {
         let Some(partition) = self.owned(key) else { return };
         partition.succeeded(now_ms);
+        partition.known(self.asked_at);
         partition.contradicted.set(0);
         self.watch_end(key, &partition);
         self.want(key);
@@ -191,6 +192,7 @@ impl Fetcher {
             }
             (Compared::Same | Compared::Cleaned | Compared::Gone, None) => {
                 partition.set_unchecked(false);
+                partition.known(self.asked_at);
                 partition.asked_anew(ring::wall_ms());
                 // An idle partition may not be mentioned again: what was heard has to serve.
                 partition.note_lag(ring::now());
