@@ -10,6 +10,7 @@
 mod below_end;
 mod checking;
 mod settling;
+mod silence;
 
 pub use checking::list_offsets;
 
@@ -156,6 +157,8 @@ pub struct Fetcher {
     blocked: Vec<u32>,
     /// Members whose offset was out of the source's range.
     out_of_range: Vec<u32>,
+    /// Members that answers were silent about long enough, and from where they were asked for.
+    silent: Vec<(u32, i64)>,
     /// Members below the source's end, and how many answers passed them over.
     below_end: BelowEnd,
     outcome: Outcome,
@@ -189,6 +192,7 @@ impl Fetcher {
             fresh: Vec::new(),
             blocked: Vec::new(),
             out_of_range: Vec::new(),
+            silent: Vec::new(),
             below_end: BelowEnd::default(),
             outcome: Outcome::default(),
             backoff: Backoff::new(),
@@ -237,6 +241,7 @@ impl Fetcher {
             }
             self.check_fresh(&mut connection).await?;
             self.classify_out_of_range(&mut connection).await?;
+            self.settle_silent(&mut connection).await?;
             self.unblock();
             if self.session.wanted_count() == 0 {
                 let _ = ring::timeout(IDLE_PAUSE, self.shared.changed()).await;
@@ -275,7 +280,7 @@ impl Fetcher {
         let receiving = (ring::now() - begun).saturating_sub(waited);
         let progress = !self.outcome.moved.is_empty() || !self.outcome.compared.is_empty();
         if let Ok(answer) = &answer {
-            self.find_bare_ends(answer, asked, ring::now() - begun);
+            self.find_silent(answer, asked, ring::now() - begun);
         }
         self.settle(answer.as_ref().ok());
         let answer = answer?;
@@ -329,7 +334,8 @@ impl Fetcher {
     fn forget_keys(&mut self) {
         assert!(self.by_uid.is_empty(), "keys in use are not forgotten");
         (self.members, self.free_keys) = Default::default();
-        (self.fresh, self.blocked, self.out_of_range) = Default::default();
+        (self.fresh, self.blocked) = Default::default();
+        (self.out_of_range, self.silent) = Default::default();
         self.below_end.clear();
         self.session = FetchSession::new();
         self.outcome = Outcome::default();
@@ -340,6 +346,7 @@ impl Fetcher {
         self.fresh.clear();
         self.blocked.clear();
         self.out_of_range.clear();
+        self.silent.clear();
         self.below_end.clear();
         for key in self.by_uid.values() {
             self.session.unwant(*key);
@@ -382,6 +389,7 @@ impl Fetcher {
             self.members[key as usize] = None;
             self.free_keys.push(key);
             self.below_end.forget(key);
+            self.silent.retain(|(silent, _)| *silent != key);
             for list in [&mut self.fresh, &mut self.blocked, &mut self.out_of_range] {
                 list.retain(|other| *other != key);
             }
