@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use net::backoff::Backoff;
 use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
-use net::{Connection, NetError};
+use net::{Api, Connection, NetError};
 use ring::{Instant, SocketWatch};
 use storage::log::LogState;
 use uuid::Uuid;
@@ -242,7 +242,7 @@ impl Fetcher {
             self.check_fresh(&mut connection).await?;
             self.classify_out_of_range(&mut connection).await?;
             self.settle_silent(&mut connection).await?;
-            self.unblock();
+            self.unblock(&connection);
             if self.session.wanted_count() == 0 {
                 let _ = ring::timeout(IDLE_PAUSE, self.shared.changed()).await;
                 continue;
@@ -437,15 +437,26 @@ impl Fetcher {
         self.session.want(key, wanted);
     }
 
-    /// Members whose log takes records again are asked for again.
-    fn unblock(&mut self) {
+    /// Whether topics are asked for by their ids.
+    fn asks_by_id(&self, connection: &Connection) -> bool {
+        let newest = connection.versions().newest(Api::Fetch);
+        newest.is_some_and(|newest| self.session.asks_by_id(newest))
+    }
+
+    /// Members whose log takes records again are asked for again. By name that may be for those of
+    /// another topic by now.
+    fn unblock(&mut self, connection: &Connection) {
+        let by_id = self.asks_by_id(connection);
         for key in std::mem::take(&mut self.blocked) {
             let Some(member) = self.member(key) else { continue };
             match member.partition.log() {
-                Some(log) if log.state() == LogState::Healthy => self.want(key),
+                Some(log) if log.state() == LogState::Healthy && by_id => self.want(key),
+                Some(log) if log.state() == LogState::Healthy => self.fresh.push(key),
                 _ => self.blocked.push(key),
             }
         }
+        self.fresh.sort_unstable();
+        self.fresh.dedup();
         if !self.blocked.is_empty() {
             self.block_others();
         }

@@ -50,8 +50,7 @@ impl Fetcher {
         // Whatever kept a partition from being asked for may have been its end, and another the
         // next of its name: what came in between tells, or its records do. Nor does its id tell
         // that a broker has come back from a backup, which ends every connection to it.
-        let newest = connection.versions().newest(Api::Fetch);
-        let by_id = newest.is_some_and(|newest| self.session.asks_by_id(newest));
+        let by_id = self.asks_by_id(connection);
         for member in keys.iter().filter_map(|key| self.member(*key)) {
             if !by_id || !member.partition.is_known_since(self.connected_at) {
                 member.partition.set_unchecked(true);
