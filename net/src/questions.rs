@@ -23,6 +23,9 @@ pub const EARLIEST: i64 = -2;
 /// Asks for the high watermark.
 pub const LATEST: i64 = -1;
 
+/// Asks for the first offset on the source's own disk; before it is its remote tier (KIP-405).
+pub const EARLIEST_LOCAL: i64 = -4;
+
 /// Which offset is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct OffsetQuestion<'a> {
@@ -32,7 +35,7 @@ pub struct OffsetQuestion<'a> {
     pub partition: i32,
     /// The leader epoch we believe in; −1: unknown.
     pub leader_epoch: i32,
-    /// Milliseconds since the epoch, or [`EARLIEST`] or [`LATEST`].
+    /// Milliseconds since the epoch, or [`EARLIEST`], [`LATEST`] or [`EARLIEST_LOCAL`].
     pub timestamp: i64,
 }
 

@@ -10,6 +10,7 @@
 mod below_end;
 mod checking;
 mod settling;
+mod silence;
 
 pub use checking::list_offsets;
 
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use net::backoff::Backoff;
 use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
-use net::{Connection, NetError};
+use net::{Api, Connection, NetError};
 use ring::{Instant, SocketWatch};
 use storage::log::LogState;
 use uuid::Uuid;
@@ -156,6 +157,8 @@ pub struct Fetcher {
     blocked: Vec<u32>,
     /// Members whose offset was out of the source's range.
     out_of_range: Vec<u32>,
+    /// Members that answers were silent about long enough, and from where they were asked for.
+    silent: Vec<(u32, i64)>,
     /// Members below the source's end, and how many answers passed them over.
     below_end: BelowEnd,
     outcome: Outcome,
@@ -163,6 +166,9 @@ pub struct Fetcher {
     /// Answers in a row that came at once and brought nothing.
     fruitless: u32,
     size: FetchSize,
+    /// Since when its connection is up, and when the last request was sent over it.
+    connected_at: Instant,
+    asked_at: Instant,
     /// The last placement of the link that was followed.
     placement: u64,
 }
@@ -186,11 +192,14 @@ impl Fetcher {
             fresh: Vec::new(),
             blocked: Vec::new(),
             out_of_range: Vec::new(),
+            silent: Vec::new(),
             below_end: BelowEnd::default(),
             outcome: Outcome::default(),
             backoff: Backoff::new(),
             fruitless: 0,
             size: FetchSize::default(),
+            connected_at: ring::now(),
+            asked_at: ring::now(),
             placement: 0,
         }
     }
@@ -217,6 +226,7 @@ impl Fetcher {
     /// Connects and serves until there is nothing left to fetch (`Ok`) or the connection fails.
     async fn serve_connection(&mut self) -> Result<(), NetError> {
         let mut connection = self.link.connect(self.shared.broker).await?;
+        self.connected_at = ring::now();
         self.shared.connected.set(true);
         self.shared.socket.set(Some(connection.watch()));
         self.session.moved();
@@ -231,7 +241,8 @@ impl Fetcher {
             }
             self.check_fresh(&mut connection).await?;
             self.classify_out_of_range(&mut connection).await?;
-            self.unblock();
+            self.settle_silent(&mut connection).await?;
+            self.unblock(&connection);
             if self.session.wanted_count() == 0 {
                 let _ = ring::timeout(IDLE_PAUSE, self.shared.changed()).await;
                 continue;
@@ -258,6 +269,7 @@ impl Fetcher {
         let waited_before = connection.counters().waiting;
         let asked = reserved.bytes();
         let begun = ring::now();
+        self.asked_at = begun;
         self.outcome.clear();
         let answer = {
             let mut sink = Sink::new(&mut self.members, &mut self.outcome);
@@ -268,7 +280,7 @@ impl Fetcher {
         let receiving = (ring::now() - begun).saturating_sub(waited);
         let progress = !self.outcome.moved.is_empty() || !self.outcome.compared.is_empty();
         if let Ok(answer) = &answer {
-            self.find_bare_ends(answer, asked, ring::now() - begun);
+            self.find_silent(answer, asked, ring::now() - begun);
         }
         self.settle(answer.as_ref().ok());
         let answer = answer?;
@@ -322,7 +334,8 @@ impl Fetcher {
     fn forget_keys(&mut self) {
         assert!(self.by_uid.is_empty(), "keys in use are not forgotten");
         (self.members, self.free_keys) = Default::default();
-        (self.fresh, self.blocked, self.out_of_range) = Default::default();
+        (self.fresh, self.blocked) = Default::default();
+        (self.out_of_range, self.silent) = Default::default();
         self.below_end.clear();
         self.session = FetchSession::new();
         self.outcome = Outcome::default();
@@ -333,6 +346,7 @@ impl Fetcher {
         self.fresh.clear();
         self.blocked.clear();
         self.out_of_range.clear();
+        self.silent.clear();
         self.below_end.clear();
         for key in self.by_uid.values() {
             self.session.unwant(*key);
@@ -375,6 +389,7 @@ impl Fetcher {
             self.members[key as usize] = None;
             self.free_keys.push(key);
             self.below_end.forget(key);
+            self.silent.retain(|(silent, _)| *silent != key);
             for list in [&mut self.fresh, &mut self.blocked, &mut self.out_of_range] {
                 list.retain(|other| *other != key);
             }
@@ -422,15 +437,26 @@ impl Fetcher {
         self.session.want(key, wanted);
     }
 
-    /// Members whose log takes records again are asked for again.
-    fn unblock(&mut self) {
+    /// Whether topics are asked for by their ids.
+    fn asks_by_id(&self, connection: &Connection) -> bool {
+        let newest = connection.versions().newest(Api::Fetch);
+        newest.is_some_and(|newest| self.session.asks_by_id(newest))
+    }
+
+    /// Members whose log takes records again are asked for again. By name that may be for those of
+    /// another topic by now.
+    fn unblock(&mut self, connection: &Connection) {
+        let by_id = self.asks_by_id(connection);
         for key in std::mem::take(&mut self.blocked) {
             let Some(member) = self.member(key) else { continue };
             match member.partition.log() {
-                Some(log) if log.state() == LogState::Healthy => self.want(key),
+                Some(log) if log.state() == LogState::Healthy && by_id => self.want(key),
+                Some(log) if log.state() == LogState::Healthy => self.fresh.push(key),
                 _ => self.blocked.push(key),
             }
         }
+        self.fresh.sort_unstable();
+        self.fresh.dedup();
         if !self.blocked.is_empty() {
             self.block_others();
         }

@@ -31,6 +31,7 @@ pub struct Partition {
     /// Unique in the shard's life.
     pub uid: u64,
     pub key: PartitionKey,
+    /// The id it is asked for by; `None`: it is asked for by name.
     pub topic_id: Option<Uuid>,
     pub assign: Assign,
     /// `None` until the source has said where a new partition begins.
@@ -48,6 +49,8 @@ pub struct Partition {
     appending: Cell<Option<u64>>,
     /// The last batch has to be compared with the source before records are taken.
     unchecked: Cell<bool>,
+    /// When the source was last asked for records of it that were seen to continue what is here.
+    known_at: Cell<Option<Instant>>,
     /// The source said that its log parts from ours, so many times in a row, and it did not.
     pub contradicted: Cell<u32>,
     /// Since when the source says less than what it once called committed.
@@ -126,11 +129,11 @@ impl Drop for Occupied {
 }
 
 impl Partition {
-    pub fn new(uid: u64, assign: Assign, now_ms: i64) -> Rc<Self> {
+    pub fn new(uid: u64, assign: Assign, topic_id: Option<Uuid>, now_ms: i64) -> Rc<Self> {
         Rc::new(Self {
             uid,
             key: assign.key.clone(),
-            topic_id: assign.topic_id,
+            topic_id,
             mode: RefCell::new(assign.mode.clone()),
             assign,
             log: RefCell::new(None),
@@ -142,6 +145,7 @@ impl Partition {
             fetcher: RefCell::new(None),
             appending: Cell::new(None),
             unchecked: Cell::new(true),
+            known_at: Cell::new(None),
             contradicted: Cell::new(0),
             lower_since: Cell::new(None),
             opening: Cell::new(0),
@@ -302,6 +306,16 @@ impl Partition {
 
     pub fn set_unchecked(&self, unchecked: bool) {
         self.unchecked.set(unchecked);
+    }
+
+    /// What was asked for at that time continues, or was compared with, what is here.
+    pub fn known(&self, asked_at: Instant) {
+        self.known_at.set(self.known_at.get().max(Some(asked_at)));
+    }
+
+    /// Whether it is known to be the source's as of that time, or later.
+    pub fn is_known_since(&self, time: Instant) -> bool {
+        self.known_at.get().is_some_and(|at| at >= time)
     }
 
     /// Hands the partition to a fetcher, or to none; the term of the new owner. Records that are

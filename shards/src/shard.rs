@@ -200,7 +200,7 @@ impl Shard {
             Command::Resume { link, topics } => self.resume(&link, topics.as_deref()),
             Command::Hold { link, topic, state, reason } => {
                 let mode = Mode::Held { state, reason };
-                for partition in self.of_topics(&link, Some(&[topic])) {
+                for partition in self.all_of_topics(&link, &[topic]) {
                     self.set_mode(&partition, mode.clone());
                 }
             }
@@ -266,6 +266,13 @@ impl Shard {
     fn of_topics(&self, link: &Arc<str>, topics: Option<&[Arc<str>]>) -> Vec<Rc<Partition>> {
         let Some(known) = self.link(link) else { return Vec::new() };
         let Some(topics) = topics else { return known.partitions() };
+        let mut found = self.all_of_topics(link, topics);
+        found.retain(|partition| known.has(partition));
+        found
+    }
+
+    /// Those that are still being opened, too: what is decided meanwhile holds for them.
+    fn all_of_topics(&self, link: &Arc<str>, topics: &[Arc<str>]) -> Vec<Rc<Partition>> {
         let partitions = self.partitions.borrow();
         let mut found = Vec::new();
         for topic in topics.iter().collect::<BTreeSet<_>>() {
@@ -275,7 +282,7 @@ impl Shard {
                 partition,
             };
             let all = partitions.range(key(i32::MIN)..=key(i32::MAX)).map(|(_, p)| p);
-            found.extend(all.filter(|partition| known.has(partition)).cloned());
+            found.extend(all.cloned());
         }
         found
     }
@@ -289,10 +296,10 @@ impl Shard {
 
     /// Returns the sockets that are closing.
     fn pause(&self, name: &Arc<str>, topics: Option<&[Arc<str>]>) -> Vec<SocketWatch> {
-        if topics.is_none() {
+        let Some(topics) = topics else {
             return self.link(name).map(|link| link.pause()).unwrap_or_default();
-        }
-        for partition in self.of_topics(name, topics) {
+        };
+        for partition in self.all_of_topics(name, topics) {
             if matches!(partition.mode(), Mode::Replicate | Mode::Held { .. }) {
                 self.set_mode(&partition, Mode::Paused);
             }
@@ -302,10 +309,10 @@ impl Shard {
 
     fn resume(self: &Rc<Self>, name: &Arc<str>, topics: Option<&[Arc<str>]>) {
         let Some(link) = self.link(name) else { return };
+        for partition in topics.map_or_else(Vec::new, |topics| self.all_of_topics(name, topics)) {
+            partition.set_mode(Mode::Replicate, ring::wall_ms());
+        }
         for partition in self.of_topics(name, topics) {
-            if topics.is_some() {
-                partition.set_mode(Mode::Replicate, ring::wall_ms());
-            }
             link.repairs.add_if_damaged(&partition);
             // What runs well goes on as it does; everything else begins anew.
             if partition.fetcher().is_none() || partition.condition() != Condition::Fine {

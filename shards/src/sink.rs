@@ -378,7 +378,7 @@ mod tests {
             let store = Store::open(StoreConfig::new(0, boot)).await.expect("a store");
             let id = LogId { link: "l".into(), topic: "t".into(), partition: 0 };
             let (log, _) = store.open_log(id, LogSettings::default()).await.expect("a log");
-            let partition = Partition::new(1, assign(path), 0);
+            let partition = Partition::new(1, assign(path), None, 0);
             partition.set_log(Some(Rc::clone(&log)));
             let (term, stage) = (partition.hand_to(None), Stage::Appending);
             let mut members = [Some(Member { partition, term, stage, asked: 0 })];

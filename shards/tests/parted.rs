@@ -55,3 +55,28 @@ fn a_topic_made_anew_at_the_same_leader_is_compared_with_the_copy() {
     });
     assert_eq!(world.partition("orders", 0).received, 320, "two logs are mixed");
 }
+
+/// Nothing is asked for while its disk is full, which may last for hours.
+#[test]
+fn a_topic_made_anew_while_the_disk_was_full_is_compared_with_the_copy() {
+    let mut world = World::before_ids(&[orders(7, 20)], settings());
+    world.until_caught_up(MINUTE);
+    let machine = world.machine();
+    world.sim.disk(machine, |disk| {
+        let used = (1 << 40) - disk.free_bytes();
+        disk.set_capacity(used);
+    });
+    world.cluster.append("orders", 0, 40).expect("appends");
+    world.until("a full disk", MINUTE, |status| {
+        status.partitions[0].state == PartitionState::DiskFull
+    });
+    world.sim.run_for(10 * MINUTE);
+    let before = world.partition("orders", 0).received;
+    world.cluster.delete_topic("orders").expect("deletes");
+    world.cluster.add_topic(orders(8, 81)).expect("adds");
+    world.sim.disk(machine, |disk| disk.set_capacity(1 << 40));
+    world.until("the fault", MINUTE, |status| {
+        status.partitions[0].state == PartitionState::Faulted(FaultCode::Diverged)
+    });
+    assert_eq!(world.partition("orders", 0).received, before, "two logs are mixed");
+}

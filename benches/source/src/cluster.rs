@@ -304,6 +304,20 @@ impl Cluster {
         })
     }
 
+    /// Puts another topic in the place of the one of that name, under the same id: a source that
+    /// was restored from a backup, and has gone on from there.
+    pub fn replace_topic(&self, spec: TopicSpec) -> Result<(), ControlError> {
+        self.change(|state| {
+            let id = state.topic(&spec.name)?.id;
+            let slot = state.slot_by_id[&id];
+            let generation = state.generations.get(&spec.name).map_or(0, |next| next - 1);
+            let topic = Topic::new(spec, generation, state.brokers.len(), Instant::now())?;
+            debug_assert_eq!(topic.id, id, "the same incarnation");
+            state.topics[slot] = Some(topic);
+            Ok(())
+        })
+    }
+
     /// Adds partitions up to a new total; the new ones begin as the first ones did.
     pub fn add_partitions(&self, topic: &str, total: i32) -> Result<(), ControlError> {
         self.change(|state| {

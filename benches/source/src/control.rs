@@ -307,6 +307,7 @@ fn offset_lie(
     let lie = |fault: &Fault| match (timestamp, fault) {
         (EARLIEST, Fault::Offsets { earliest, .. }) => *earliest,
         (LATEST, Fault::Offsets { latest, .. }) => *latest,
+        (EARLIEST_LOCAL, Fault::LocalStart(offset)) => Some(*offset),
         (0.., Fault::OffsetForTime(offset)) => Some(*offset),
         _ => None,
     };

@@ -71,6 +71,8 @@ pub enum Fault {
         /// The end.
         latest: Option<i64>,
     },
+    /// ListOffsets: tells that the broker's own disk begins here, and a remote tier is before it.
+    LocalStart(i64),
     /// ListOffsets: tells this offset for every time.
     OffsetForTime(i64),
     /// OffsetForLeaderEpoch: tells this epoch and its end.
@@ -154,7 +156,13 @@ impl Fault {
 
     /// Whether it changes what ListOffsets or OffsetForLeaderEpoch say of a partition.
     fn is_of_questions(&self) -> bool {
-        matches!(self, Fault::Offsets { .. } | Fault::OffsetForTime(_) | Fault::EpochEnd { .. })
+        matches!(
+            self,
+            Fault::Offsets { .. }
+                | Fault::LocalStart(_)
+                | Fault::OffsetForTime(_)
+                | Fault::EpochEnd { .. }
+        )
     }
 
     /// Whether it changes a partition's records, and so needs some.

@@ -48,11 +48,13 @@ impl Fetcher {
         keys: &[u32],
     ) -> Result<(), NetError> {
         // Whatever kept a partition from being asked for may have been its end, and another the
-        // next of its name: what came in between tells, or its records do.
-        let newest = connection.versions().newest(Api::Fetch);
-        if !newest.is_some_and(|newest| self.session.asks_by_id(newest)) {
-            let members = keys.iter().filter_map(|key| self.member(*key));
-            members.for_each(|member| member.partition.set_unchecked(true));
+        // next of its name: what came in between tells, or its records do. Nor does its id tell
+        // that a broker has come back from a backup, which ends every connection to it.
+        let by_id = self.asks_by_id(connection);
+        for member in keys.iter().filter_map(|key| self.member(*key)) {
+            if !by_id || !member.partition.is_known_since(self.connected_at) {
+                member.partition.set_unchecked(true);
+            }
         }
         self.begin_new(connection, keys).await?;
         let unchecked: Vec<u32> = keys

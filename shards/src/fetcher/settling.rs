@@ -1,7 +1,6 @@
 //! After an answer: what each partition's part of it means.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use net::connection::FetchOutcome;
 use net::fetch::{EpochEnd, Verdict};
@@ -13,7 +12,7 @@ use storage::log::{Log, LogError};
 use super::{Fetcher, Kind};
 use crate::check::Compared;
 use crate::control::{Event, FaultCode};
-use crate::limits::{BAD_BATCHES_MAX, HELD_ANSWER_MIN, PASSED_OVER_MAX};
+use crate::limits::BAD_BATCHES_MAX;
 use crate::partition::Partition;
 use crate::repairing::verify_segment;
 use crate::sink::{Stage, Trouble, contradicts_itself};
@@ -58,76 +57,8 @@ impl Fetcher {
         self.outcome = outcome;
     }
 
-    /// A log may end with a gap: the high watermark says more than there are records. Then a source
-    /// that was asked for everything and held the answer has none, or passes over the partition
-    /// again and again though there was room.
-    pub(super) fn find_bare_ends(&mut self, answer: &FetchOutcome, asked: usize, spent: Duration) {
-        for key in &self.outcome.bare {
-            self.below_end.note(*key);
-        }
-        let good = matches!(answer.verdict, Verdict::Good | Verdict::Restarted);
-        if self.below_end.is_empty() || !good || !answer.in_step || !answer.throttle.is_zero() {
-            return;
-        }
-        let none = answer.records_bytes == 0 && self.outcome.troubles.is_empty();
-        let held = none && spent >= HELD_ANSWER_MIN;
-        let roomy = (1..asked as u64 / 2).contains(&answer.records_bytes);
-        if !held && !roomy {
-            return;
-        }
-        let mut ends = Vec::new();
-        if roomy {
-            ends = self.below_end.passed_over(PASSED_OVER_MAX);
-        }
-        if held {
-            ends.extend(self.below_end.take());
-        }
-        for key in ends {
-            if !matches!(self.member(key).map(|member| &member.stage), Some(Stage::Appending)) {
-                self.unanswered(key);
-            } else if let Some(partition) = self.owned(key)
-                && let Some(wanted) = self.session.wanted(key)
-                && let Some(log) = partition.log()
-                && wanted.fetch_offset == log.positions().received.0.offset
-            {
-                partition.note_bare(ring::now());
-                self.move_if_due(&partition);
-            }
-        }
-    }
-
-    /// Looks from now on whether the source says anything of what was asked of a member. Of what it
-    /// has not committed it says nothing in a session.
-    pub(super) fn watch_answer(&mut self, key: u32) {
-        self.below_end.forget(key);
-        self.below_end.note(key);
-    }
-
-    /// A source that was asked for a batch neither sends it nor says why.
-    fn unanswered(&mut self, key: u32) {
-        let just_came = self.outcome.compared.contains(&key)
-            || self.outcome.stepped.iter().any(|(stepped, _)| *stepped == key);
-        if !just_came && let Some(wanted) = self.session.wanted(key) {
-            let offset = wanted.fetch_offset;
-            if self.ends_with_a_gap(key) {
-                return self.settle_comparison(key, Compared::Gone);
-            }
-            self.wait_and_retry(key, format!("the source sends nothing of offset {offset}"));
-        }
-    }
-
-    /// Whether what the source calls committed goes beyond the copy whose last batch it does not
-    /// send: its cleaner took that, and all behind it.
-    fn ends_with_a_gap(&self, key: u32) -> bool {
-        let Some(Some(member)) = self.members.get(key as usize) else { return false };
-        let Some(log) = member.partition.log() else { return false };
-        let ours = log.positions().received.0.offset;
-        let comparing = matches!(member.stage, Stage::Comparing(_));
-        comparing && member.partition.source_end().is_some_and(|end| end >= ours)
-    }
-
     /// A partition that has fallen far behind, or is behind no longer, goes to another connection.
-    fn move_if_due(&self, partition: &Rc<Partition>) {
+    pub(super) fn move_if_due(&self, partition: &Rc<Partition>) {
         let moves = match self.shared.kind {
             Kind::Tail => partition.is_far_behind(None),
             Kind::Backfill(_) => partition.is_caught_up(),
@@ -152,6 +83,7 @@ impl Fetcher {
     fn settle_progress(&mut self, key: u32, now_ms: i64) {
         let Some(partition) = self.owned(key) else { return };
         partition.succeeded(now_ms);
+        partition.known(self.asked_at);
         partition.contradicted.set(0);
         self.watch_end(key, &partition);
         self.want(key);
@@ -191,6 +123,7 @@ impl Fetcher {
             }
             (Compared::Same | Compared::Cleaned | Compared::Gone, None) => {
                 partition.set_unchecked(false);
+                partition.known(self.asked_at);
                 partition.asked_anew(ring::wall_ms());
                 // An idle partition may not be mentioned again: what was heard has to serve.
                 partition.note_lag(ring::now());

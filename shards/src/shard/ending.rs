@@ -19,10 +19,10 @@ impl Shard {
         topics: Vec<Arc<str>>,
         reply: oneshot::Sender<Vec<Sealed>>,
     ) {
-        let partitions = self.of_topics(&link, Some(&topics));
-        for partition in &partitions {
-            self.set_mode(partition, Mode::Sealed);
+        for partition in self.all_of_topics(&link, &topics) {
+            self.set_mode(&partition, Mode::Sealed);
         }
+        let partitions = self.of_topics(&link, Some(&topics));
         let flushing: Vec<_> = partitions
             .into_iter()
             .map(|partition| {

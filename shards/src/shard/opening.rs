@@ -55,7 +55,9 @@ impl Shard {
             return Err(Refused { reason: format!("link {} is not known", assign.key.link) });
         };
         if let Some(known) = { self.partitions.borrow().get(&assign.key).cloned() } {
-            if known.topic_id != assign.topic_id {
+            // One that is asked for by name goes on so until the next start, though the source has
+            // begun to tell ids since.
+            if known.topic_id.is_some() && known.topic_id != assign.topic_id {
                 let id = |id: Option<Uuid>| id.map_or("none".to_owned(), |id| id.to_string());
                 let (open, wanted) = (id(known.topic_id), id(assign.topic_id));
                 let key = &assign.key;
@@ -67,7 +69,9 @@ impl Shard {
             return Ok(());
         }
         self.uids.set(self.uids.get() + 1);
-        let partition = Partition::new(self.uids.get(), assign, ring::wall_ms());
+        // A session cannot ask for one topic by name and by id.
+        let topic_id = assign.topic_id.filter(|_| !self.asks_by_name(&assign.key));
+        let partition = Partition::new(self.uids.get(), assign, topic_id, ring::wall_ms());
         self.partitions.borrow_mut().insert(partition.key.clone(), Rc::clone(&partition));
         let opened = match self.open_log(&partition, None, &link.settings()).await {
             // It is opened when there is room.
@@ -145,6 +149,14 @@ impl Shard {
                 Err(OpenError { reason, no_room: false })
             }
         }
+    }
+
+    /// Whether another partition of the same topic is asked for by name.
+    fn asks_by_name(&self, key: &PartitionKey) -> bool {
+        let number = |partition| PartitionKey { partition, ..key.clone() };
+        let partitions = self.partitions.borrow();
+        let mut of_topic = partitions.range(number(i32::MIN)..=number(i32::MAX));
+        of_topic.any(|(_, partition)| partition.topic_id.is_none())
     }
 
     /// The number of a partition's data directory.

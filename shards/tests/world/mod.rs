@@ -188,6 +188,12 @@ impl World {
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     }
 
+    /// From now on this is what the source has of a topic.
+    pub fn follow(&mut self, topic: TopicSpec) {
+        self.topics.retain(|known| known.name != topic.name);
+        self.topics.push(topic);
+    }
+
     fn topic_id(&self, topic: &str) -> Option<Uuid> {
         self.cluster.topic_id(topic).ok().filter(|_| self.ids)
     }
