@@ -165,9 +165,10 @@ pub(crate) async fn load(
     let mut found = find(files, &listing, entry, settings.start_offset_if_new).await?;
     let cut_off = take_from(&mut found.segments, until);
     let new = found.segments.is_empty() && found.entry.is_none();
-    let mut loading = Loading {
+    let epochs = read_epochs(files).await?.unwrap_or_default();
+    let begin = || Loading {
         files,
-        epochs: read_epochs(files).await?.unwrap_or_default(),
+        epochs: epochs.clone(),
         producers: Producers::default(),
         segment: None,
         reseals: BTreeMap::new(),
@@ -177,13 +178,16 @@ pub(crate) async fn load(
         until: until.unwrap_or(i64::MAX),
         stepped_over: Vec::new(),
     };
+    let mut loading = begin();
     let mut verdict = loading.recover(&found).await?;
     if loading.last_batch.is_none() && verdict.corrupt.is_none() && !verdict.bare {
         match loading.find_last_batch(&verdict, &found).await? {
-            // It is not what was flushed. Reading tells what is wrong.
+            // It is not what was flushed. Reading tells what is wrong: from the beginning, for the
+            // transactions that are open at the end are not those at a segment's start.
             Last::Other => {
                 let within = verdict.end.bytes > 0;
                 found.read_from = if within { ReadFrom::Segment } else { ReadFrom::Start };
+                loading = Loading { scanned_bytes: loading.scanned_bytes, ..begin() };
                 verdict = loading.recover(&found).await?;
             }
             Last::Found(last) => {
@@ -273,7 +277,6 @@ impl Loading<'_> {
     /// Reads what has to be read.
     async fn recover(&mut self, found: &Found) -> Result<Verdict, LogError> {
         let mut recovery = Recovery::new(found.clone());
-        self.stepped_over.clear();
         let verdict = loop {
             match recovery.step() {
                 Step::Scan(scan) => {

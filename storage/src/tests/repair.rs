@@ -40,6 +40,12 @@ impl Origin {
         bytes
     }
 
+    /// Adds a batch of one record.
+    pub fn push_bytes(&mut self, base: i64, bytes: Vec<u8>) -> Vec<u8> {
+        self.batches.push((base, base + 1, bytes.clone()));
+        bytes
+    }
+
     /// What the simulated source sends.
     pub fn simulated(end: i64) -> Origin {
         Origin { batches: (0..end).map(|base| (base, base + 1, batch(base))).collect() }
