@@ -482,6 +482,8 @@ impl Loading<'_> {
             // The flushed batch's, also when reading did not come so far.
             last_epoch: entry.filter(|_| !sound).and_then(|e| e.last_epoch).or(self.last_epoch),
             log_start_offset,
+            // What an owner in this run said may not be durable yet.
+            shown_start: entry.filter(|e| e.turn == 0).map_or(i64::MIN, |e| e.log_start_offset),
             high_watermark: entry.map_or(0, |entry| entry.high_watermark),
             flushed,
             flushed_epoch,
