@@ -276,8 +276,9 @@ impl Inner {
         let old = std::mem::replace(&mut self.active, next);
         if base < old.base {
             self.place_below(old);
-        } else if old.received.bytes > 0 || old.file.is_some() || !self.sealed.is_empty() {
-            // Also without a record: the seal before it says that it follows.
+        } else {
+            // Also without a record: the seal before it says that it follows, or it is where the
+            // log begins.
             self.finish(old, base);
         }
         Ok(())

@@ -349,6 +349,12 @@ impl Recovery {
             self.remove_from(self.at);
             return self.begin_segment(expected);
         }
+        if let Some(entry) = self.found.entry.filter(|_| self.begins_late(base)) {
+            let start = entry.log_start_offset;
+            self.verdict.end = entry.flushed;
+            let place = Place { segment: start, bytes: 0, offset: start };
+            return self.fail_until(place, 1, base, "the segment's file is missing".to_owned());
+        }
         let missing = self.at == 0 && self.missing_before(base);
         self.verdict.bare |= missing;
         if missing && !self.is_hidden_before(base) {
@@ -406,6 +412,14 @@ impl Recovery {
     fn missing_before(&self, first_base: i64) -> bool {
         let Some(entry) = self.found.entry else { return false };
         entry.flushed.bytes > 0 && first_base > entry.flushed.segment
+    }
+
+    /// Whether the first segment, flushed or before what was, begins above the visible start: what
+    /// nobody reads any more is all that ever goes, so one before it is gone, with its seal or
+    /// without one.
+    fn begins_late(&self, base: i64) -> bool {
+        let entry = self.found.entry.filter(|_| self.at == 0 && !self.found.lost);
+        entry.is_some_and(|e| e.log_start_offset < base && base <= e.flushed.segment)
     }
 
     /// Whether all that is missing before the segment at `base` lies below the visible start. Then

@@ -22,6 +22,7 @@ mod cuts;
 mod doubtful;
 mod forgotten;
 mod gone;
+mod holes;
 mod sealing;
 mod torn;
 mod unreadable;

@@ -11,27 +11,27 @@ use crate::checkpoint::Replay;
 use crate::crc;
 use crate::scan::scan;
 
-const END: i64 = 100;
+pub(super) const END: i64 = 100;
 
-fn data() -> &'static Path {
+pub(super) fn data() -> &'static Path {
     Path::new("/data")
 }
 
-fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
+pub(super) fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
     range.flat_map(batch).collect()
 }
 
 /// Where the batch at an offset begins in a segment.
-fn position(segment: i64, offset: i64) -> u64 {
+pub(super) fn position(segment: i64, offset: i64) -> u64 {
     batches(segment..offset).len() as u64
 }
 
-fn file(segment: i64) -> PathBuf {
+pub(super) fn file(segment: i64) -> PathBuf {
     id(0).folder(data()).join(Kind::Log.name(segment))
 }
 
 /// The bases of the segments, in order.
-fn bases(sim: &mut Simulation) -> Vec<i64> {
+pub(super) fn bases(sim: &mut Simulation) -> Vec<i64> {
     let files = sim.disk(Machine::FIRST, |disk| disk.files(id(0).folder(data())).unwrap());
     let logs = files.into_iter().map(|file| file.0);
     let logs = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
@@ -42,7 +42,7 @@ fn bases(sim: &mut Simulation) -> Vec<i64> {
 }
 
 /// A log of 100 flushed batches, whose process was killed: some of it is read at the next start.
-fn flushed(sim: &mut Simulation) -> Vec<i64> {
+pub(super) fn flushed(sim: &mut Simulation) -> Vec<i64> {
     let first = live(sim, async {
         let store = simulated_store().await;
         let (log, _) = open(&store, small()).await;
@@ -55,7 +55,7 @@ fn flushed(sim: &mut Simulation) -> Vec<i64> {
     bases(sim)
 }
 
-fn spoil_batch(sim: &mut Simulation, segment: i64, offset: i64) {
+pub(super) fn spoil_batch(sim: &mut Simulation, segment: i64, offset: i64) {
     let at = position(segment, offset) + 40;
     sim.disk(Machine::FIRST, |disk| disk.flip_bit(file(segment), at, 3));
 }
@@ -90,7 +90,7 @@ async fn compare_from(log: &Log, start: i64, end: i64) {
 
 /// Opens the damaged log, tells it what the source has deleted, and has it go on from `from`: more
 /// is appended, a crash, opened again, more, a clean stop, opened again.
-fn goes_on(sim: &mut Simulation, start: i64, from: i64) {
+pub(super) fn goes_on(sim: &mut Simulation, start: i64, from: i64) {
     let second = live(sim, async move {
         let store = simulated_store().await;
         let (log, recovered) = open(&store, small()).await;
