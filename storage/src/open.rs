@@ -321,12 +321,14 @@ impl Loading<'_> {
             if reading.is_at_cut || !wanted.is_cut_short(&scanned) {
                 break scanned;
             }
-            reading.doubt_last();
             let below = visible_start.min(until - 1).saturating_add(1);
-            let Some(next) = batch_behind(&path, scanned.place, wanted.to_bytes, below).await
-            else {
-                break scanned;
-            };
+            let next = batch_behind(&path, scanned.place, wanted.to_bytes, below).await;
+            let may_end =
+                scanned.stopped == Stopped::Zeros && scanned.place.bytes >= wanted.trusted_bytes;
+            if next.is_some() || !may_end {
+                reading.doubt_last();
+            }
+            let Some(next) = next else { break scanned };
             self.stepped_over.push(Corrupt {
                 segment: base,
                 bytes: scanned.place.bytes..next.bytes,

@@ -128,13 +128,11 @@ impl Known {
 }
 
 impl Scan {
-    /// Whether it has met damage, as far as that can be told without the segments around it.
+    /// Whether it may have met damage, as far as that can be told without the segments around it.
     pub fn is_cut_short(&self, scanned: &Scanned) -> bool {
-        // Of a finished segment whose seal is lost only the end is not known.
+        // Of a finished segment whose seal is lost only the end is not known. Zeros may be behind it.
         let finished = self.flushed_bytes == u64::MAX;
-        let unreadable = matches!(scanned.stopped, Stopped::Unreadable(_));
-        scanned.place.bytes < self.trusted_bytes
-            || (finished && (unreadable || is_bad(&scanned.stopped)))
+        scanned.place.bytes < self.trusted_bytes || (finished && scanned.stopped != Stopped::End)
     }
 
     /// Whether a batch at these bytes, the offset behind it and its epoch are at odds with what is

@@ -321,3 +321,18 @@ fn damage_that_reaches_the_visible_start_stays() {
         store.close().await;
     });
 }
+
+/// Where a block of a segment without a seal reads as zeros.
+#[test]
+fn zeros_below_the_start_are_stepped_over() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let base = flushed(&mut sim)[1];
+    let lost = position(base, base + 3) as usize..position(base, base + 4) as usize;
+    sim.disk(Machine::FIRST, |disk| {
+        disk.lose_file(id(0).seal_folder(data()).join(Kind::Seal.name(base))).unwrap();
+        let mut bytes = disk.read_file(file(base)).unwrap();
+        bytes[lost].fill(0);
+        disk.write_file(file(base), &bytes).unwrap();
+    });
+    goes_on(&mut sim, base + 5, END);
+}
