@@ -74,7 +74,7 @@ pub struct Repair {
 }
 
 /// What of a log is to be fetched again, exactly. A log that opening left corrupt, and whose files
-/// are whole by now, is opened again first. Where one cannot be read behind its flushed end, and
+/// are whole by now, or damaged only where the source has deleted, is opened again first. Where one cannot be read behind its flushed end, and
 /// was tried twice, it is cut if that is allowed, when it is asked for that offset just before: the
 /// source has sent what it has there, and all from there on comes as any other record.
 pub async fn plan(
@@ -94,7 +94,7 @@ pub async fn plan(
                 return Err(RepairError::Gone(reason));
             }
         };
-        if !found.is_empty() {
+        if !log.is_hidden(&found) || (!found.is_empty() && seen.contains(&corrupt)) {
             return Ok(found);
         }
         let cut = match seen.iter().filter(|other| **other == corrupt).count() {
@@ -308,7 +308,7 @@ impl Repair {
         log.alone(async || {
             self.write(may_write).await?;
             self.look_again(verifier).await?;
-            match self.part.check(verifier).await.is_empty() {
+            match log.is_hidden(&self.part.check(verifier).await) {
                 true => Ok(log.reload().await?),
                 false => Ok(()), // there is more of it
             }
@@ -416,6 +416,12 @@ fn range_crc(part: &Part, damage: &Corrupt) -> Option<u32> {
 }
 
 impl Log {
+    /// Whether all of this begins below the visible start: opening passes by what ends there, too.
+    fn is_hidden(&self, damages: &[Corrupt]) -> bool {
+        let start = self.inner.borrow().log_start_offset;
+        damages.iter().all(|damage| damage.offsets.start < start)
+    }
+
     /// Whether damage that opening found lies behind all that is known to be flushed.
     fn is_behind_flushed(&self, corrupt: &Corrupt) -> bool {
         let inner = self.inner.borrow();

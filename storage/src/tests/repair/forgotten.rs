@@ -336,3 +336,43 @@ fn zeros_below_the_start_are_stepped_over() {
     });
     goes_on(&mut sim, base + 5, END);
 }
+
+/// What cannot be mended any more does not keep the log from going on once the rest is.
+#[test]
+fn damage_above_the_start_is_mended_beside_what_is_forgotten() {
+    for last in [true, false] {
+        let mut sim = Simulation::new(3, Faults::none());
+        let bases = flushed(&mut sim);
+        let base = if last { *bases.last().unwrap() } else { bases[1] };
+        if !last {
+            let seal = id(0).seal_folder(data()).join(Kind::Seal.name(base));
+            sim.disk(Machine::FIRST, |disk| disk.lose_file(seal).unwrap());
+        }
+        spoil_batch(&mut sim, base, base + 2);
+        spoil_batch(&mut sim, base, base + 8);
+        let second = live(&mut sim, async move {
+            let store = simulated_store().await;
+            let (log, _) = open(&store, small()).await;
+            assert!(log.forget_below(base + 4).await.unwrap());
+            assert!(matches!(log.state(), LogState::Corrupt(_)));
+            let mut origin = Origin::simulated(END);
+            origin.batches.retain(|batch| batch.0 >= base + 4);
+            let verifier = Verifier::new(0);
+            let mut mended = 0;
+            for damage in plan(&log, &verifier, |_| true).await.unwrap() {
+                mended += usize::from(origin.mend(&log, damage, &verifier).await.is_ok());
+            }
+            assert_eq!((mended, log.state()), (1, LogState::Healthy));
+            assert_eq!(log.positions().received.0.offset, END);
+            compare_from(&log, base + 4, END).await;
+            (store, log)
+        });
+        sim.crash(second);
+        live(&mut sim, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, small()).await;
+            assert_eq!(recovered.corrupt, None);
+            compare_from(&log, base + 4, END).await;
+        });
+    }
+}
