@@ -432,7 +432,7 @@ impl Log {
     /// The source has deleted what lies below `offset`, and a log that opening left corrupt cannot
     /// follow it by itself: its visible start goes there, though not beyond what is known of its
     /// end, durably, and it is read anew. What is damaged below that keeps it from nothing. Whether
-    /// the visible start moved.
+    /// the visible start moved; where this failed on the way, the same is done again.
     ///
     /// # Errors
     /// As [`Log::flush`], and as opening a log.
@@ -449,11 +449,13 @@ impl Log {
                 if cut.is_none() {
                     known = known.max(last.unwrap_or(0)).max(seal.map_or(0, |seal| seal.next_base));
                 }
-                let offset = offset.min(known);
-                if offset <= inner.log_start_offset {
+                let start = offset.min(known).max(inner.log_start_offset);
+                let before = std::mem::replace(&mut inner.log_start_offset, start);
+                // There may have been no room, for one thing.
+                if start == before && !self.flags.unread.get() {
                     return Ok(());
                 }
-                inner.log_start_offset = offset;
+                self.flags.unread.set(true);
             }
             let failures = self.volume().flush_failures();
             // Whatever is done because of it, no checkpoint may say less.
@@ -464,8 +466,10 @@ impl Log {
                     false => LogState::Failed(reason),
                 }));
             }
+            self.reload().await?;
+            self.flags.unread.set(false);
             moved = true;
-            self.reload().await
+            Ok(())
         })
         .await?;
         Ok(moved)

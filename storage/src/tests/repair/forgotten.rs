@@ -376,3 +376,40 @@ fn damage_above_the_start_is_mended_beside_what_is_forgotten() {
         });
     }
 }
+
+/// It is the same as if it had never been tried, once there is room.
+#[test]
+fn what_could_not_be_forgotten_for_want_of_room_is_forgotten_later() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let last = *flushed(&mut sim).last().unwrap();
+    spoil_batch(&mut sim, last, last + 2);
+    let (step, may) = (Rc::new(std::cell::Cell::new(0)), Rc::new(std::cell::Cell::new(0)));
+    let (told, allowed) = (Rc::clone(&step), Rc::clone(&may));
+    let executor = sim.executor(Config::small());
+    let life = sim.spawn_on(executor, ring::Share::Replicate, async move {
+        let wait = async |steps| {
+            told.set(steps);
+            while allowed.get() < steps {
+                ring::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        let store = simulated_store().await;
+        let (log, _) = open(&store, small()).await;
+        assert!(matches!(log.state(), LogState::Corrupt(_)));
+        wait(1).await;
+        let full = log.forget_below(last + 8).await;
+        assert!(matches!(full, Err(LogError::State(LogState::DiskFull))), "{full:?}");
+        wait(2).await;
+        assert!(log.forget_below(last + 8).await.unwrap());
+        assert_eq!(log.state(), LogState::Healthy);
+        assert_eq!(log.positions().log_start_offset, last + 8);
+        store.close().await;
+    });
+    for (steps, capacity) in [(1, 0), (2, 1 << 40)] {
+        sim.run_until(|_| step.get() == steps);
+        sim.run_for(std::time::Duration::from_secs(1));
+        sim.disk(Machine::FIRST, |disk| disk.set_capacity(capacity));
+        may.set(steps);
+    }
+    sim.run_until(|_| life.is_finished());
+}
