@@ -220,6 +220,10 @@ pub(crate) async fn load(
     if verdict.corrupt.is_none() {
         verdict.remove.extend(files::orphaned_seals(&listing, verdict.end.segment));
         loading.carry_out(&verdict).await?;
+        // The log may come to end there again, with other records.
+        for offset in files::stale_snapshots(&listing, verdict.end.offset) {
+            remove(&files.path(Kind::Snapshot, offset)).await?;
+        }
     }
     let opened = loading.finish(settings, entry, &verdict, &found, new).await?;
     Ok((opened, recovered))
@@ -365,9 +369,15 @@ impl Loading<'_> {
     /// The producers at the place a scan begins: from the snapshot there, or, coming from the
     /// segment before, as they are; then the snapshot is made anew.
     async fn load_producers(&mut self, from: &Replay, follows: bool) -> Result<(), LogError> {
+        let within = from.place.bytes > 0;
+        if within && !from.snapshot {
+            // Nobody was known there, whatever another file of that name says.
+            self.producers = Producers::default();
+            return Ok(());
+        }
         match read_snapshot(self.files, from.place.offset).await? {
             Some(producers) => self.producers = producers,
-            None if from.place.bytes > 0 => self.producers = Producers::default(),
+            None if within => self.producers = Producers::default(),
             None if follows => {
                 let path = self.files.path(Kind::Snapshot, from.place.offset);
                 at(&path, ring::fs::write(&path, self.producers.encode()).await)?;

@@ -101,6 +101,16 @@ pub(super) fn orphaned_seals(listing: &BTreeMap<(i64, u8), u64>, end: i64) -> Ve
     alone.map(|key| key.0).collect()
 }
 
+/// Offsets above `end` of which there are snapshots: of what was cut off, or never came to be on the
+/// device.
+pub(super) fn stale_snapshots(
+    listing: &BTreeMap<(i64, u8), u64>,
+    end: i64,
+) -> impl Iterator<Item = i64> {
+    let snapshots = listing.keys().filter(move |key| key.1 == Kind::Snapshot as u8 && key.0 > end);
+    snapshots.map(|key| key.0)
+}
+
 /// Everything the decision needs to know of the disk.
 pub(super) async fn find(
     files: &Files,
