@@ -208,6 +208,7 @@ pub(crate) async fn load(
     if verdict.corrupt.is_none() && verdict.bare {
         // What is left before the damage is not what the log ended with, nor to be compared.
         (loading.last_batch, loading.last_epoch) = (None, None);
+        loading.producers.forget_open();
     }
     let recovered = Recovered {
         new,

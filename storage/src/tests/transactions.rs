@@ -43,3 +43,52 @@ fn what_was_open_above_a_cut_is_not_open_where_the_log_ends_again() {
         }
     });
 }
+
+/// Damage that nobody reads any more may hold the marker of a transaction that began before it.
+#[test]
+fn what_ended_in_damage_below_the_start_is_not_open() {
+    // The marker alone; all from there to the log's end.
+    for damaged in [6..7, 6..20] {
+        let dir = disk();
+        let path = dir.path().to_owned();
+        run(async move {
+            let store = store(&path).await;
+            let (log, _) = open(&store, LogSettings::default()).await;
+            let batches: Vec<Vec<u8>> = (0..20)
+                .map(|base| match base {
+                    2 => begin(base),
+                    6 => testing::marker(base, 0, 7, 0, false),
+                    _ => Shape { body: 900, ..Shape::at(base) }.bytes(),
+                })
+                .collect();
+            respond(&log, &batches.concat(), 4000).unwrap();
+            log.flush().await.unwrap();
+            assert_eq!(log.positions().last_stable_offset, 20);
+            drop((log, store)); // as a process that is killed
+            let segment = id(0).folder(&path).join(Kind::Log.name(0));
+            let mut bytes = fs::read(&segment).unwrap();
+            let at = |offset: usize| batches[..offset].concat().len();
+            damaged.clone().for_each(|offset| bytes[at(offset) + 30] ^= 1);
+            fs::write(&segment, bytes).unwrap();
+            for goes_on in [false, true] {
+                let store = super::store(&path).await;
+                let (log, recovered) = open(&store, LogSettings::default()).await;
+                assert_eq!(recovered.corrupt.is_none(), goes_on);
+                assert!(goes_on || log.forget_below(damaged.end as i64).await.unwrap());
+                assert_eq!(log.state(), LogState::Healthy);
+                assert_eq!(
+                    (log.open_transactions(), log.positions().last_stable_offset),
+                    (vec![], 20)
+                );
+                log.flush().await.unwrap();
+                store.close().await;
+            }
+            // One that goes on is open, from there.
+            let store = super::store(&path).await;
+            let (log, _) = open(&store, LogSettings::default()).await;
+            respond(&log, &begin(20), 4000).unwrap();
+            assert_eq!(log.open_transactions(), [(20, 7, 0)]);
+            store.close().await;
+        });
+    }
+}
