@@ -213,10 +213,11 @@ impl Log {
         let window = if full { Duration::ZERO } else { inner.settings.undo_window };
         let now = ring::now();
         // As long as a checkpoint names a segment, or calls its records visible, its files have to be
-        // there.
+        // there. Where there is no room even to say otherwise, they make it.
         let (named, start) = (inner.shown_flushed.segment, inner.shown_start);
+        let unsaved = self.volume.unsaved();
         let due = |(since, base, next): &(Instant, i64, i64)| {
-            now - *since >= window && *base < named && *next <= start
+            now - *since >= window && *base < named && (*next <= start || unsaved)
         };
         while let Some((_, base, _)) = pop_if(&mut inner.retired, due) {
             inner.expired.push(base);
