@@ -122,8 +122,8 @@ impl Producers {
         None
     }
 
-    /// What follows was not read on from here: no transaction counts as open, for its marker may lie
-    /// in between. One that goes on opens again with its next batch.
+    /// What follows was not read on from here: no transaction counts as open, for its marker may
+    /// lie in between. One that goes on opens again with its next batch.
     pub fn forget_open(&mut self) {
         self.open.clear();
         self.entries.values_mut().for_each(|entry| entry.transaction = None);

@@ -130,7 +130,8 @@ impl Known {
 impl Scan {
     /// Whether it may have met damage, as far as that can be told without the segments around it.
     pub fn is_cut_short(&self, scanned: &Scanned) -> bool {
-        // Of a finished segment whose seal is lost only the end is not known. Zeros may be behind it.
+        // Of a finished segment whose seal is lost only the end is not known. Zeros may be behind
+        // it.
         let finished = self.flushed_bytes == u64::MAX;
         scanned.place.bytes < self.trusted_bytes || (finished && scanned.stopped != Stopped::End)
     }

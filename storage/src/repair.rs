@@ -74,9 +74,10 @@ pub struct Repair {
 }
 
 /// What of a log is to be fetched again, exactly. A log that opening left corrupt, and whose files
-/// are whole by now, or damaged only where the source has deleted, is opened again first. Where one cannot be read behind its flushed end, and
-/// was tried twice, it is cut if that is allowed, when it is asked for that offset just before: the
-/// source has sent what it has there, and all from there on comes as any other record.
+/// are whole by now, or damaged only where the source has deleted, is opened again first. Where one
+/// cannot be read behind its flushed end, and was tried twice, it is cut if that is allowed, when
+/// it is asked for that offset just before: the source has sent what it has there, and all from
+/// there on comes as any other record.
 pub async fn plan(
     log: &Rc<Log>,
     verifier: &Verifier,

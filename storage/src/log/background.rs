@@ -156,8 +156,8 @@ impl Log {
         }
     }
 
-    /// The flush is complete; a checkpoint is to say so. Returns what it will say: the flushed place
-    /// and the visible start.
+    /// The flush is complete; a checkpoint is to say so. Returns what it will say: the flushed
+    /// place and the visible start.
     pub(crate) fn raise_flushed(&self, covered: &Covered) -> (Place, i64) {
         let mut inner = self.inner.borrow_mut();
         let current = covered.generation == inner.generation;
@@ -212,8 +212,8 @@ impl Log {
         let full = inner.disk_full || self.volume.full();
         let window = if full { Duration::ZERO } else { inner.settings.undo_window };
         let now = ring::now();
-        // As long as a checkpoint names a segment, or calls its records visible, its files have to be
-        // there. Where there is no room even to say otherwise, they make it.
+        // As long as a checkpoint names a segment, or calls its records visible, its files have to
+        // be there. Where there is no room even to say otherwise, they make it.
         let (named, start) = (inner.shown_flushed.segment, inner.shown_start);
         let unsaved = self.volume.unsaved();
         let due = |(since, base, next): &(Instant, i64, i64)| {

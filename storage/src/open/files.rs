@@ -101,8 +101,8 @@ pub(super) fn orphaned_seals(listing: &BTreeMap<(i64, u8), u64>, end: i64) -> Ve
     alone.map(|key| key.0).collect()
 }
 
-/// Offsets above `end` of which there are snapshots: of what was cut off, or never came to be on the
-/// device.
+/// Offsets above `end` of which there are snapshots: of what was cut off, or never came to be on
+/// the device.
 pub(super) fn stale_snapshots(
     listing: &BTreeMap<(i64, u8), u64>,
     end: i64,

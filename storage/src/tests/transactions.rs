@@ -1,5 +1,5 @@
-//! Which transactions are open, where that has to be told from what is left on disk: one that is not
-//! would hold back readers of committed records for ever.
+//! Which transactions are open, where that has to be told from what is left on disk: one that is
+//! not would hold back readers of committed records for ever.
 
 use super::*;
 
