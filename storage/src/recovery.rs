@@ -502,6 +502,10 @@ impl Recovery {
         let seal = self.found.segments[self.at].seal.as_ref().map(|seal| seal.next_offset);
         let end_offset = match flushed {
             Some(flushed) if flushed.segment == place.segment => flushed.offset,
+            // Where nothing was written at the flushed end, there need not be a file.
+            Some(flushed) if place.segment < flushed.segment => {
+                seal.or(next).unwrap_or(flushed.segment)
+            }
             _ => seal.or(next).unwrap_or(place.offset.saturating_add(1)),
         };
         match hidden_end {
