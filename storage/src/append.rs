@@ -29,8 +29,8 @@ pub(crate) struct Inner {
     pub closing: VecDeque<Segment>,
     /// Sealed segments: base and bytes.
     pub sealed: Vec<(i64, u64)>,
-    /// Segments wholly below the visible start, and since when.
-    pub retired: VecDeque<(Instant, i64)>,
+    /// Segments wholly below the visible start: since when, their base, that of the next.
+    pub retired: VecDeque<(Instant, i64, i64)>,
     /// Retired segments whose undo window has passed.
     pub expired: Vec<i64>,
     /// A file for the next segment, with space in it, so that a roll waits for neither.
@@ -41,6 +41,8 @@ pub(crate) struct Inner {
     pub producers: Producers,
     pub last_batch: Option<LastBatch>,
     pub log_start_offset: i64,
+    /// The same as far as a durable checkpoint is known to say it.
+    pub shown_start: i64,
     pub high_watermark: i64,
     pub flushed: Place,
     /// The same as far as a durable checkpoint says it.
@@ -156,7 +158,9 @@ impl Inner {
     pub fn replace(&mut self, opened: Opened, generation: u64, damages: Vec<Corrupt>) {
         assert!(self.mending, "nobody else is at it");
         let (closing_down, closed) = (self.closing_down, self.state == LogState::Closed);
+        let shown_start = self.shown_start;
         *self = opened.into_inner(generation);
+        self.shown_start = shown_start.min(self.log_start_offset);
         self.keep_damages(damages);
         (self.closing_down, self.mending) = (closing_down, true);
         if closed {
@@ -272,8 +276,9 @@ impl Inner {
         let old = std::mem::replace(&mut self.active, next);
         if base < old.base {
             self.place_below(old);
-        } else if old.received.bytes > 0 || old.file.is_some() || !self.sealed.is_empty() {
-            // Also without a record: the seal before it says that it follows.
+        } else {
+            // Also without a record: the seal before it says that it follows, or it is where the
+            // log begins.
             self.finish(old, base);
         }
         Ok(())
@@ -314,11 +319,11 @@ impl Inner {
         let bases: Vec<i64> =
             self.sealed.iter().map(|s| s.0).chain(self.segments().map(|s| s.base)).collect();
         for pair in bases.windows(2) {
-            let known = self.retired.iter().any(|(_, base)| *base == pair[0])
+            let known = self.retired.iter().any(|(_, base, _)| *base == pair[0])
                 || self.expired.contains(&pair[0]);
             let sealed = self.sealed.iter().any(|s| s.0 == pair[0]);
             if pair[1] <= self.log_start_offset && sealed && !known {
-                self.retired.push_back((now, pair[0]));
+                self.retired.push_back((now, pair[0], pair[1]));
             }
         }
     }
@@ -378,6 +383,7 @@ pub(crate) struct Opened {
     pub last_batch: Option<LastBatch>,
     pub last_epoch: Option<i32>,
     pub log_start_offset: i64,
+    pub shown_start: i64,
     pub high_watermark: i64,
     pub flushed: Place,
     pub flushed_epoch: Option<i32>,
@@ -417,6 +423,7 @@ impl Opened {
             producers: self.producers,
             last_batch: self.last_batch,
             log_start_offset: self.log_start_offset,
+            shown_start: self.shown_start,
             high_watermark: self.high_watermark,
             flushed: self.flushed,
             shown_flushed: self.flushed,

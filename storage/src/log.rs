@@ -184,6 +184,8 @@ pub(crate) struct Flags {
     pub dirty: Cell<bool>,
     /// Repairs that began.
     pub repairs: Cell<u64>,
+    /// Its visible start has moved, and it was not read anew since.
+    pub unread: Cell<bool>,
 }
 
 /// A partition's log.

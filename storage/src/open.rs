@@ -165,9 +165,10 @@ pub(crate) async fn load(
     let mut found = find(files, &listing, entry, settings.start_offset_if_new).await?;
     let cut_off = take_from(&mut found.segments, until);
     let new = found.segments.is_empty() && found.entry.is_none();
-    let mut loading = Loading {
+    let epochs = read_epochs(files).await?.unwrap_or_default();
+    let begin = || Loading {
         files,
-        epochs: read_epochs(files).await?.unwrap_or_default(),
+        epochs: epochs.clone(),
         producers: Producers::default(),
         segment: None,
         reseals: BTreeMap::new(),
@@ -177,13 +178,16 @@ pub(crate) async fn load(
         until: until.unwrap_or(i64::MAX),
         stepped_over: Vec::new(),
     };
+    let mut loading = begin();
     let mut verdict = loading.recover(&found).await?;
     if loading.last_batch.is_none() && verdict.corrupt.is_none() && !verdict.bare {
         match loading.find_last_batch(&verdict, &found).await? {
-            // It is not what was flushed. Reading tells what is wrong.
+            // It is not what was flushed. Reading tells what is wrong: from the beginning, for the
+            // transactions that are open at the end are not those at a segment's start.
             Last::Other => {
                 let within = verdict.end.bytes > 0;
                 found.read_from = if within { ReadFrom::Segment } else { ReadFrom::Start };
+                loading = Loading { scanned_bytes: loading.scanned_bytes, ..begin() };
                 verdict = loading.recover(&found).await?;
             }
             Last::Found(last) => {
@@ -204,6 +208,7 @@ pub(crate) async fn load(
     if verdict.corrupt.is_none() && verdict.bare {
         // What is left before the damage is not what the log ended with, nor to be compared.
         (loading.last_batch, loading.last_epoch) = (None, None);
+        loading.producers.forget_open();
     }
     let recovered = Recovered {
         new,
@@ -216,6 +221,10 @@ pub(crate) async fn load(
     if verdict.corrupt.is_none() {
         verdict.remove.extend(files::orphaned_seals(&listing, verdict.end.segment));
         loading.carry_out(&verdict).await?;
+        // The log may come to end there again, with other records.
+        for offset in files::stale_snapshots(&listing, verdict.end.offset) {
+            remove(&files.path(Kind::Snapshot, offset)).await?;
+        }
     }
     let opened = loading.finish(settings, entry, &verdict, &found, new).await?;
     Ok((opened, recovered))
@@ -273,7 +282,6 @@ impl Loading<'_> {
     /// Reads what has to be read.
     async fn recover(&mut self, found: &Found) -> Result<Verdict, LogError> {
         let mut recovery = Recovery::new(found.clone());
-        self.stepped_over.clear();
         let verdict = loop {
             match recovery.step() {
                 Step::Scan(scan) => {
@@ -318,12 +326,14 @@ impl Loading<'_> {
             if reading.is_at_cut || !wanted.is_cut_short(&scanned) {
                 break scanned;
             }
-            reading.doubt_last();
             let below = visible_start.min(until - 1).saturating_add(1);
-            let Some(next) = batch_behind(&path, scanned.place, wanted.to_bytes, below).await
-            else {
-                break scanned;
-            };
+            let next = batch_behind(&path, scanned.place, wanted.to_bytes, below).await;
+            let may_end =
+                scanned.stopped == Stopped::Zeros && scanned.place.bytes >= wanted.trusted_bytes;
+            if next.is_some() || !may_end {
+                reading.doubt_last();
+            }
+            let Some(next) = next else { break scanned };
             self.stepped_over.push(Corrupt {
                 segment: base,
                 bytes: scanned.place.bytes..next.bytes,
@@ -360,9 +370,15 @@ impl Loading<'_> {
     /// The producers at the place a scan begins: from the snapshot there, or, coming from the
     /// segment before, as they are; then the snapshot is made anew.
     async fn load_producers(&mut self, from: &Replay, follows: bool) -> Result<(), LogError> {
+        let within = from.place.bytes > 0;
+        if within && !from.snapshot {
+            // Nobody was known there, whatever another file of that name says.
+            self.producers = Producers::default();
+            return Ok(());
+        }
         match read_snapshot(self.files, from.place.offset).await? {
             Some(producers) => self.producers = producers,
-            None if from.place.bytes > 0 => self.producers = Producers::default(),
+            None if within => self.producers = Producers::default(),
             None if follows => {
                 let path = self.files.path(Kind::Snapshot, from.place.offset);
                 at(&path, ring::fs::write(&path, self.producers.encode()).await)?;
@@ -479,6 +495,8 @@ impl Loading<'_> {
             // The flushed batch's, also when reading did not come so far.
             last_epoch: entry.filter(|_| !sound).and_then(|e| e.last_epoch).or(self.last_epoch),
             log_start_offset,
+            // What an owner in this run said may not be durable yet.
+            shown_start: entry.filter(|e| e.turn == 0).map_or(i64::MIN, |e| e.log_start_offset),
             high_watermark: entry.map_or(0, |entry| entry.high_watermark),
             flushed,
             flushed_epoch,

@@ -122,6 +122,13 @@ impl Producers {
         None
     }
 
+    /// What follows was not read on from here: no transaction counts as open, for its marker may
+    /// lie in between. One that goes on opens again with its next batch.
+    pub fn forget_open(&mut self) {
+        self.open.clear();
+        self.entries.values_mut().for_each(|entry| entry.transaction = None);
+    }
+
     /// The first offset of the oldest open transaction.
     pub fn first_open(&self) -> Option<i64> {
         self.open.first_key_value().map(|(&first, _)| first)

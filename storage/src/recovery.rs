@@ -128,13 +128,12 @@ impl Known {
 }
 
 impl Scan {
-    /// Whether it has met damage, as far as that can be told without the segments around it.
+    /// Whether it may have met damage, as far as that can be told without the segments around it.
     pub fn is_cut_short(&self, scanned: &Scanned) -> bool {
-        // Of a finished segment whose seal is lost only the end is not known.
+        // Of a finished segment whose seal is lost only the end is not known. Zeros may be behind
+        // it.
         let finished = self.flushed_bytes == u64::MAX;
-        let unreadable = matches!(scanned.stopped, Stopped::Unreadable(_));
-        scanned.place.bytes < self.trusted_bytes
-            || (finished && (unreadable || is_bad(&scanned.stopped)))
+        scanned.place.bytes < self.trusted_bytes || (finished && scanned.stopped != Stopped::End)
     }
 
     /// Whether a batch at these bytes, the offset behind it and its epoch are at odds with what is
@@ -349,6 +348,12 @@ impl Recovery {
             self.remove_from(self.at);
             return self.begin_segment(expected);
         }
+        if let Some(entry) = self.found.entry.filter(|_| self.begins_late(base)) {
+            let start = entry.log_start_offset;
+            self.verdict.end = entry.flushed;
+            let place = Place { segment: start, bytes: 0, offset: start };
+            return self.fail_until(place, 1, base, "the segment's file is missing".to_owned());
+        }
         let missing = self.at == 0 && self.missing_before(base);
         self.verdict.bare |= missing;
         if missing && !self.is_hidden_before(base) {
@@ -406,6 +411,14 @@ impl Recovery {
     fn missing_before(&self, first_base: i64) -> bool {
         let Some(entry) = self.found.entry else { return false };
         entry.flushed.bytes > 0 && first_base > entry.flushed.segment
+    }
+
+    /// Whether the first segment, flushed or before what was, begins above the visible start: what
+    /// nobody reads any more is all that ever goes, so one before it is gone, with its seal or
+    /// without one.
+    fn begins_late(&self, base: i64) -> bool {
+        let entry = self.found.entry.filter(|_| self.at == 0 && !self.found.lost);
+        entry.is_some_and(|e| e.log_start_offset < base && base <= e.flushed.segment)
     }
 
     /// Whether all that is missing before the segment at `base` lies below the visible start. Then
@@ -489,6 +502,10 @@ impl Recovery {
         let seal = self.found.segments[self.at].seal.as_ref().map(|seal| seal.next_offset);
         let end_offset = match flushed {
             Some(flushed) if flushed.segment == place.segment => flushed.offset,
+            // Where nothing was written at the flushed end, there need not be a file.
+            Some(flushed) if place.segment < flushed.segment => {
+                seal.or(next).unwrap_or(flushed.segment)
+            }
             _ => seal.or(next).unwrap_or(place.offset.saturating_add(1)),
         };
         match hidden_end {

@@ -74,9 +74,10 @@ pub struct Repair {
 }
 
 /// What of a log is to be fetched again, exactly. A log that opening left corrupt, and whose files
-/// are whole by now, is opened again first. Where one cannot be read behind its flushed end, and
-/// was tried twice, it is cut if that is allowed, when it is asked for that offset just before: the
-/// source has sent what it has there, and all from there on comes as any other record.
+/// are whole by now, or damaged only where the source has deleted, is opened again first. Where one
+/// cannot be read behind its flushed end, and was tried twice, it is cut if that is allowed, when
+/// it is asked for that offset just before: the source has sent what it has there, and all from
+/// there on comes as any other record.
 pub async fn plan(
     log: &Rc<Log>,
     verifier: &Verifier,
@@ -94,7 +95,7 @@ pub async fn plan(
                 return Err(RepairError::Gone(reason));
             }
         };
-        if !found.is_empty() {
+        if !log.is_hidden(&found) || (!found.is_empty() && seen.contains(&corrupt)) {
             return Ok(found);
         }
         let cut = match seen.iter().filter(|other| **other == corrupt).count() {
@@ -308,7 +309,7 @@ impl Repair {
         log.alone(async || {
             self.write(may_write).await?;
             self.look_again(verifier).await?;
-            match self.part.check(verifier).await.is_empty() {
+            match log.is_hidden(&self.part.check(verifier).await) {
                 true => Ok(log.reload().await?),
                 false => Ok(()), // there is more of it
             }
@@ -416,6 +417,12 @@ fn range_crc(part: &Part, damage: &Corrupt) -> Option<u32> {
 }
 
 impl Log {
+    /// Whether all of this begins below the visible start: opening passes by what ends there, too.
+    fn is_hidden(&self, damages: &[Corrupt]) -> bool {
+        let start = self.inner.borrow().log_start_offset;
+        damages.iter().all(|damage| damage.offsets.start < start)
+    }
+
     /// Whether damage that opening found lies behind all that is known to be flushed.
     fn is_behind_flushed(&self, corrupt: &Corrupt) -> bool {
         let inner = self.inner.borrow();
@@ -426,7 +433,7 @@ impl Log {
     /// The source has deleted what lies below `offset`, and a log that opening left corrupt cannot
     /// follow it by itself: its visible start goes there, though not beyond what is known of its
     /// end, durably, and it is read anew. What is damaged below that keeps it from nothing. Whether
-    /// the visible start moved.
+    /// the visible start moved; where this failed on the way, the same is done again.
     ///
     /// # Errors
     /// As [`Log::flush`], and as opening a log.
@@ -443,11 +450,13 @@ impl Log {
                 if cut.is_none() {
                     known = known.max(last.unwrap_or(0)).max(seal.map_or(0, |seal| seal.next_base));
                 }
-                let offset = offset.min(known);
-                if offset <= inner.log_start_offset {
+                let start = offset.min(known).max(inner.log_start_offset);
+                let before = std::mem::replace(&mut inner.log_start_offset, start);
+                // There may have been no room, for one thing.
+                if start == before && !self.flags.unread.get() {
                     return Ok(());
                 }
-                inner.log_start_offset = offset;
+                self.flags.unread.set(true);
             }
             let failures = self.volume().flush_failures();
             // Whatever is done because of it, no checkpoint may say less.
@@ -458,8 +467,10 @@ impl Log {
                     false => LogState::Failed(reason),
                 }));
             }
+            self.reload().await?;
+            self.flags.unread.set(false);
             moved = true;
-            self.reload().await
+            Ok(())
         })
         .await?;
         Ok(moved)

@@ -25,6 +25,7 @@ pub mod repair;
 mod rules;
 mod sides;
 mod simulated;
+mod transactions;
 mod trouble;
 mod undo;
 mod unnamed;

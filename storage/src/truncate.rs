@@ -119,6 +119,7 @@ impl Log {
         inner.generation += 1;
         inner.truncating = true;
         inner.log_start_offset = inner.log_start_offset.min(offset);
+        inner.shown_start = inner.shown_start.min(offset);
         inner.active.file = None;
         let (settings, generation) = (inner.settings.clone(), inner.generation);
         drop(guard);

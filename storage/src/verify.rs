@@ -319,7 +319,9 @@ impl Part {
                     true
                 })
                 .await;
-            let whole = scanned.place.bytes == self.end.bytes;
+            // How long a file was that is gone is not known.
+            let ends = self.end.bytes == u64::MAX && scanned.stopped == Stopped::End;
+            let whole = ends || scanned.place.bytes == self.end.bytes;
             let other_epoch =
                 self.last_epoch.zip(epoch).is_some_and(|(ours, theirs)| ours != theirs);
             let as_known = scanned.place.offset == self.end.offset && !other_epoch;

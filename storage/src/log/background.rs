@@ -156,8 +156,9 @@ impl Log {
         }
     }
 
-    /// The flush is complete; a checkpoint is to say so. Returns what it will say.
-    pub(crate) fn raise_flushed(&self, covered: &Covered) -> Place {
+    /// The flush is complete; a checkpoint is to say so. Returns what it will say: the flushed
+    /// place and the visible start.
+    pub(crate) fn raise_flushed(&self, covered: &Covered) -> (Place, i64) {
         let mut inner = self.inner.borrow_mut();
         let current = covered.generation == inner.generation;
         if current && matches!(inner.state, LogState::Healthy | LogState::Closed) {
@@ -168,16 +169,17 @@ impl Log {
                 inner.move_replay(replay);
             }
         }
-        inner.flushed
+        (inner.flushed, inner.log_start_offset)
     }
 
     /// The checkpoint that says so is durable.
-    pub(crate) fn show_flushed(&self, generation: u64, place: Place) {
+    pub(crate) fn show_flushed(&self, generation: u64, (place, start): (Place, i64)) {
         let placed = {
             let mut inner = self.inner.borrow_mut();
             let current = generation == inner.generation;
             if current {
                 inner.shown_flushed = inner.shown_flushed.max(place);
+                inner.shown_start = inner.shown_start.max(start);
             }
             current && std::mem::take(&mut inner.unplaced)
         };
@@ -210,10 +212,14 @@ impl Log {
         let full = inner.disk_full || self.volume.full();
         let window = if full { Duration::ZERO } else { inner.settings.undo_window };
         let now = ring::now();
-        // As long as a checkpoint names a segment, its files have to be there.
-        let named = inner.shown_flushed.segment;
-        let due = |retired: &(Instant, i64)| now - retired.0 >= window && retired.1 < named;
-        while let Some((_, base)) = pop_if(&mut inner.retired, due) {
+        // As long as a checkpoint names a segment, or calls its records visible, its files have to
+        // be there. Where there is no room even to say otherwise, they make it.
+        let (named, start) = (inner.shown_flushed.segment, inner.shown_start);
+        let unsaved = self.volume.unsaved();
+        let due = |(since, base, next): &(Instant, i64, i64)| {
+            now - *since >= window && *base < named && (*next <= start || unsaved)
+        };
+        while let Some((_, base, _)) = pop_if(&mut inner.retired, due) {
             inner.expired.push(base);
         }
     }

@@ -101,6 +101,16 @@ pub(super) fn orphaned_seals(listing: &BTreeMap<(i64, u8), u64>, end: i64) -> Ve
     alone.map(|key| key.0).collect()
 }
 
+/// Offsets above `end` of which there are snapshots: of what was cut off, or never came to be on
+/// the device.
+pub(super) fn stale_snapshots(
+    listing: &BTreeMap<(i64, u8), u64>,
+    end: i64,
+) -> impl Iterator<Item = i64> {
+    let snapshots = listing.keys().filter(move |key| key.1 == Kind::Snapshot as u8 && key.0 > end);
+    snapshots.map(|key| key.0)
+}
+
 /// Everything the decision needs to know of the disk.
 pub(super) async fn find(
     files: &Files,
@@ -112,10 +122,7 @@ pub(super) async fn find(
     let mut segments = Vec::new();
     let first = listing.keys().find(|key| key.1 == Kind::Log as u8).map(|key| key.0);
     for (&(base, kind), &bytes) in listing {
-        // Deletion takes a seal before its segment, so one without a file at the front is damage,
-        // unless the visible start lies beyond it.
-        let visible = |first| entry.is_some_and(|entry| entry.log_start_offset < first);
-        let missing = kind == Kind::Seal as u8 && first.is_some_and(|f| base < f && visible(f));
+        let missing = kind == Kind::Seal as u8 && is_missing(listing, entry, base);
         if kind != Kind::Log as u8 && !missing {
             continue;
         }
@@ -150,6 +157,20 @@ pub(super) async fn find(
         }
     }
     Ok(Found { segments, entry, lost, read_from, start_offset, visible_start })
+}
+
+/// Whether a segment that has a seal has lost its file. Deletion takes a seal first, so one without
+/// a file is damage, unless the visible start lies beyond it. The seal before it, which names it,
+/// may be lost, too: that would look like a gap.
+fn is_missing(listing: &BTreeMap<(i64, u8), u64>, entry: Option<Entry>, base: i64) -> bool {
+    let Some(entry) = entry.filter(|_| !listing.contains_key(&(base, Kind::Log as u8))) else {
+        return false;
+    };
+    let mut bases = listing.keys().filter(|key| key.1 == Kind::Log as u8).map(|key| key.0);
+    let first = bases.next();
+    let next = first.filter(|&first| base < first).or_else(|| bases.find(|&next| base < next));
+    let flushed = next == first || entry.doubtful || base < entry.flushed.segment;
+    flushed && next.is_some_and(|next| entry.log_start_offset < next)
 }
 
 /// Where what lies beside the batches begins to be missing, in a log whose first segment is at

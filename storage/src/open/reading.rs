@@ -94,8 +94,10 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Reading goes on behind damage: the checksums would not be those of the whole segment.
+    /// Reading goes on behind damage that nobody reads any more: the checksums would not be those
+    /// of the whole segment, and what was open before it may have ended in it.
     pub fn step_over(&mut self) {
+        self.producers.forget_open();
         self.checksums = None;
         self.is_displaced = false;
     }

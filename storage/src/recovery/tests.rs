@@ -339,3 +339,11 @@ fn a_flushed_segment_is_passed_over_only_below_what_may_follow_it() {
         assert_eq!(verdict.hidden.len(), usize::from(end.is_some()));
     }
 }
+
+/// Else the source would be asked for less than a batch, and it could never be mended.
+#[test]
+fn damage_before_a_flushed_end_without_a_file_reaches_up_to_it() {
+    let segments = vec![segment(0, 8192, None)];
+    let (verdict, _) = recover(found(segments, Some(entry(20, 0, 20))), &[(0, 0, 0)], torn());
+    assert_eq!(verdict.corrupt.unwrap().offsets, 0..20);
+}

@@ -22,6 +22,7 @@ mod cuts;
 mod doubtful;
 mod forgotten;
 mod gone;
+mod holes;
 mod sealing;
 mod torn;
 mod unreadable;
@@ -37,6 +38,12 @@ impl Origin {
     pub fn push(&mut self, shape: &Shape) -> Vec<u8> {
         let bytes = shape.bytes();
         self.batches.push((shape.base, shape.base + i64::from(shape.records), bytes.clone()));
+        bytes
+    }
+
+    /// Adds a batch of one record.
+    pub fn push_bytes(&mut self, base: i64, bytes: Vec<u8>) -> Vec<u8> {
+        self.batches.push((base, base + 1, bytes.clone()));
         bytes
     }
 

@@ -126,3 +126,78 @@ fn a_full_disk_ends_the_window() {
     assert!(before.windows(2).all(|two| two[0] != *kept[0] || two[1].parse::<i64>().unwrap() > 60));
     assert!(end.get() > 160, "it goes on with the room that this made, up to {}", end.get());
 }
+
+/// Else a power loss would bring back a visible start of which the records are gone.
+#[test]
+fn files_stay_until_the_new_start_is_durable() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let first = live(&mut sim, async {
+        let boot = Boot::prepare_simulated(&[PathBuf::from("/data")]).await.unwrap();
+        let config = StoreConfig { flush_interval: WINDOW, ..StoreConfig::new(0, boot) };
+        let store = Store::open(config).await.unwrap();
+        let settings = LogSettings { undo_window: Duration::ZERO, ..settings() };
+        let (log, _) = open(&store, settings).await;
+        respond(&log, &(0..100).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        log.flush().await.unwrap();
+        log.advance_start(99);
+        ring::sleep(MINUTE).await;
+        (store, log)
+    });
+    let before = bases(&sim);
+    sim.kill(first);
+    let second = live(&mut sim, async move {
+        let store = simulated_store().await;
+        let settings = LogSettings { undo_window: Duration::ZERO, ..settings() };
+        let (log, recovered) = open(&store, settings).await;
+        assert_eq!(recovered.corrupt, None);
+        let start = log.positions().log_start_offset;
+        assert!(start >= before[0].parse().unwrap(), "it begins at {start}, with {before:?}");
+        log.advance_start(99);
+        log.flush().await.unwrap();
+        ring::sleep(MINUTE).await;
+        (store, log)
+    });
+    assert_eq!(bases(&sim).len(), 1);
+    sim.kill(second);
+}
+
+/// Nor are they waited for where there is no room to make it so.
+#[test]
+fn files_below_a_start_make_room_for_the_checkpoint_that_says_so() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let first = live(&mut sim, async {
+        let store = simulated_store().await;
+        let (log, _) = open(&store, settings()).await;
+        respond(&log, &(0..100).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
+        store.close().await;
+    });
+    sim.kill(first);
+    let (full, told) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (is_full, ready) = (Rc::clone(&full), Rc::clone(&told));
+    let executor = sim.executor(Config::small());
+    let life = sim.spawn_on(executor, Share::Replicate, async move {
+        let boot = Boot::prepare_simulated(&[PathBuf::from("/data")]).await.unwrap();
+        let config = StoreConfig { flush_interval: MINUTE, ..StoreConfig::new(0, boot) };
+        let store = Store::open(config).await.unwrap();
+        let (log, _) = open(&store, settings()).await;
+        ready.set(true);
+        while !is_full.get() {
+            ring::sleep(Duration::from_millis(1)).await;
+        }
+        log.advance_start(99);
+        log.flush().await.unwrap_err();
+        while log.flush().await.is_err() {
+            ring::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    sim.run_until(|_| told.get());
+    let before = bases(&sim);
+    sim.disk(Machine::FIRST, |disk| {
+        let used = (1 << 40) - disk.free_bytes();
+        disk.set_capacity(used);
+    });
+    full.set(true);
+    sim.run_for(30 * MINUTE);
+    assert!(bases(&sim).len() < before.len(), "{before:?} stay");
+    assert!(life.is_finished(), "there is room now");
+}

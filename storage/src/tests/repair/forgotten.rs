@@ -11,27 +11,27 @@ use crate::checkpoint::Replay;
 use crate::crc;
 use crate::scan::scan;
 
-const END: i64 = 100;
+pub(super) const END: i64 = 100;
 
-fn data() -> &'static Path {
+pub(super) fn data() -> &'static Path {
     Path::new("/data")
 }
 
-fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
+pub(super) fn batches(range: std::ops::Range<i64>) -> Vec<u8> {
     range.flat_map(batch).collect()
 }
 
 /// Where the batch at an offset begins in a segment.
-fn position(segment: i64, offset: i64) -> u64 {
+pub(super) fn position(segment: i64, offset: i64) -> u64 {
     batches(segment..offset).len() as u64
 }
 
-fn file(segment: i64) -> PathBuf {
+pub(super) fn file(segment: i64) -> PathBuf {
     id(0).folder(data()).join(Kind::Log.name(segment))
 }
 
 /// The bases of the segments, in order.
-fn bases(sim: &mut Simulation) -> Vec<i64> {
+pub(super) fn bases(sim: &mut Simulation) -> Vec<i64> {
     let files = sim.disk(Machine::FIRST, |disk| disk.files(id(0).folder(data())).unwrap());
     let logs = files.into_iter().map(|file| file.0);
     let logs = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
@@ -42,7 +42,7 @@ fn bases(sim: &mut Simulation) -> Vec<i64> {
 }
 
 /// A log of 100 flushed batches, whose process was killed: some of it is read at the next start.
-fn flushed(sim: &mut Simulation) -> Vec<i64> {
+pub(super) fn flushed(sim: &mut Simulation) -> Vec<i64> {
     let first = live(sim, async {
         let store = simulated_store().await;
         let (log, _) = open(&store, small()).await;
@@ -55,7 +55,7 @@ fn flushed(sim: &mut Simulation) -> Vec<i64> {
     bases(sim)
 }
 
-fn spoil_batch(sim: &mut Simulation, segment: i64, offset: i64) {
+pub(super) fn spoil_batch(sim: &mut Simulation, segment: i64, offset: i64) {
     let at = position(segment, offset) + 40;
     sim.disk(Machine::FIRST, |disk| disk.flip_bit(file(segment), at, 3));
 }
@@ -90,7 +90,7 @@ async fn compare_from(log: &Log, start: i64, end: i64) {
 
 /// Opens the damaged log, tells it what the source has deleted, and has it go on from `from`: more
 /// is appended, a crash, opened again, more, a clean stop, opened again.
-fn goes_on(sim: &mut Simulation, start: i64, from: i64) {
+pub(super) fn goes_on(sim: &mut Simulation, start: i64, from: i64) {
     let second = live(sim, async move {
         let store = simulated_store().await;
         let (log, recovered) = open(&store, small()).await;
@@ -320,4 +320,96 @@ fn damage_that_reaches_the_visible_start_stays() {
         assert!(!log.forget_below(END + 100).await.unwrap(), "it is open");
         store.close().await;
     });
+}
+
+/// Where a block of a segment without a seal reads as zeros.
+#[test]
+fn zeros_below_the_start_are_stepped_over() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let base = flushed(&mut sim)[1];
+    let lost = position(base, base + 3) as usize..position(base, base + 4) as usize;
+    sim.disk(Machine::FIRST, |disk| {
+        disk.lose_file(id(0).seal_folder(data()).join(Kind::Seal.name(base))).unwrap();
+        let mut bytes = disk.read_file(file(base)).unwrap();
+        bytes[lost].fill(0);
+        disk.write_file(file(base), &bytes).unwrap();
+    });
+    goes_on(&mut sim, base + 5, END);
+}
+
+/// What cannot be mended any more does not keep the log from going on once the rest is.
+#[test]
+fn damage_above_the_start_is_mended_beside_what_is_forgotten() {
+    for last in [true, false] {
+        let mut sim = Simulation::new(3, Faults::none());
+        let bases = flushed(&mut sim);
+        let base = if last { *bases.last().unwrap() } else { bases[1] };
+        if !last {
+            let seal = id(0).seal_folder(data()).join(Kind::Seal.name(base));
+            sim.disk(Machine::FIRST, |disk| disk.lose_file(seal).unwrap());
+        }
+        spoil_batch(&mut sim, base, base + 2);
+        spoil_batch(&mut sim, base, base + 8);
+        let second = live(&mut sim, async move {
+            let store = simulated_store().await;
+            let (log, _) = open(&store, small()).await;
+            assert!(log.forget_below(base + 4).await.unwrap());
+            assert!(matches!(log.state(), LogState::Corrupt(_)));
+            let mut origin = Origin::simulated(END);
+            origin.batches.retain(|batch| batch.0 >= base + 4);
+            let verifier = Verifier::new(0);
+            let mut mended = 0;
+            for damage in plan(&log, &verifier, |_| true).await.unwrap() {
+                mended += usize::from(origin.mend(&log, damage, &verifier).await.is_ok());
+            }
+            assert_eq!((mended, log.state()), (1, LogState::Healthy));
+            assert_eq!(log.positions().received.0.offset, END);
+            compare_from(&log, base + 4, END).await;
+            (store, log)
+        });
+        sim.crash(second);
+        live(&mut sim, async move {
+            let store = simulated_store().await;
+            let (log, recovered) = open(&store, small()).await;
+            assert_eq!(recovered.corrupt, None);
+            compare_from(&log, base + 4, END).await;
+        });
+    }
+}
+
+/// It is the same as if it had never been tried, once there is room.
+#[test]
+fn what_could_not_be_forgotten_for_want_of_room_is_forgotten_later() {
+    let mut sim = Simulation::new(3, Faults::none());
+    let last = *flushed(&mut sim).last().unwrap();
+    spoil_batch(&mut sim, last, last + 2);
+    let (step, may) = (Rc::new(std::cell::Cell::new(0)), Rc::new(std::cell::Cell::new(0)));
+    let (told, allowed) = (Rc::clone(&step), Rc::clone(&may));
+    let executor = sim.executor(Config::small());
+    let life = sim.spawn_on(executor, ring::Share::Replicate, async move {
+        let wait = async |steps| {
+            told.set(steps);
+            while allowed.get() < steps {
+                ring::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        let store = simulated_store().await;
+        let (log, _) = open(&store, small()).await;
+        assert!(matches!(log.state(), LogState::Corrupt(_)));
+        wait(1).await;
+        let full = log.forget_below(last + 8).await;
+        assert!(matches!(full, Err(LogError::State(LogState::DiskFull))), "{full:?}");
+        wait(2).await;
+        assert!(log.forget_below(last + 8).await.unwrap());
+        assert_eq!(log.state(), LogState::Healthy);
+        assert_eq!(log.positions().log_start_offset, last + 8);
+        store.close().await;
+    });
+    for (steps, capacity) in [(1, 0), (2, 1 << 40)] {
+        sim.run_until(|_| step.get() == steps);
+        sim.run_for(std::time::Duration::from_secs(1));
+        sim.disk(Machine::FIRST, |disk| disk.set_capacity(capacity));
+        may.set(steps);
+    }
+    sim.run_until(|_| life.is_finished());
 }
