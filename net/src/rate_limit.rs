@@ -40,6 +40,12 @@ impl RateLimit {
         Duration::from_nanos(debt_ns.min(u64::MAX as u128) as u64)
     }
 
+    /// What the rate allows in so long a time, in bytes.
+    pub fn bytes_in(&self, time: Duration) -> u64 {
+        let bytes = u128::from(self.bytes_per_second) * time.as_nanos() / NANOS;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
     fn clock(&self, now_ns: u64) -> u128 {
         now_ns as u128 + self.burst_ns()
     }

@@ -10,137 +10,35 @@
 mod below_end;
 mod checking;
 mod settling;
+mod shared;
 mod silence;
 
 pub use checking::list_offsets;
+use shared::Change;
+pub use shared::{FetcherShared, Kind};
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use net::backoff::Backoff;
 use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
 use net::{Api, Connection, NetError};
-use ring::{Instant, SocketWatch};
+use ring::Instant;
 use storage::log::LogState;
 use uuid::Uuid;
 
 use self::below_end::BelowEnd;
+use crate::budget::Reserved;
 use crate::limits::{
-    BACKFILL_ANSWER_TARGET, CARRYING_BYTES, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX,
-    FRUITLESS_ANSWERS_FREE, FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, LARGE_ANSWER_BYTES,
+    BACKFILL_ANSWER_TARGET, FETCH_WAIT_MS, FRUITLESS_ANSWER_MAX, FRUITLESS_ANSWERS_FREE,
+    FRUITLESS_PAUSE, FRUITLESS_PAUSE_MAX, IDLE_PAUSE, LARGE_ANSWER_BYTES, OUT_OF_TOUCH_AFTER,
     PARTITION_BYTES_MAX, REQUEST_LIMIT, TAIL_ANSWER_TARGET, TAIL_INTERVAL,
 };
 use crate::link::Link;
 use crate::partition::Partition;
 use crate::pool::FetchSize;
 use crate::sink::{Member, Outcome, Sink, Stage};
-
-/// What kind of traffic a connection carries. Partitions at their end never wait behind those
-/// that are far behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// Partitions at or near the source's end.
-    Tail,
-    /// Partitions far behind; one of several connections.
-    Backfill(usize),
-}
-
-/// What the link and the fetcher's task share.
-pub struct FetcherShared {
-    pub broker: i32,
-    pub kind: Kind,
-    changes: RefCell<Vec<Change>>,
-    waker: Cell<Option<Waker>>,
-    hurried: Cell<bool>,
-    /// When the last answer came.
-    pub heard: Cell<Option<Instant>>,
-    /// Since when it waits for memory.
-    pub starved: Cell<Option<Instant>>,
-    pub connected: Cell<bool>,
-    /// The open socket, to see it closed and what arrives on it.
-    pub socket: Cell<Option<SocketWatch>>,
-    /// All that had arrived on it at the last look, in bytes.
-    arrived: Cell<u64>,
-}
-
-enum Change {
-    Add(Rc<Partition>, u64),
-    Remove(u64),
-}
-
-impl FetcherShared {
-    pub fn new(broker: i32, kind: Kind) -> Rc<Self> {
-        Rc::new(Self {
-            broker,
-            kind,
-            changes: RefCell::default(),
-            waker: Cell::default(),
-            hurried: Cell::new(false),
-            heard: Cell::new(None),
-            starved: Cell::new(None),
-            connected: Cell::new(false),
-            socket: Cell::new(None),
-            arrived: Cell::new(0),
-        })
-    }
-
-    /// Gives a partition to this fetcher.
-    pub fn add(self: &Rc<Self>, partition: &Rc<Partition>) {
-        let term = partition.hand_to(Some(Rc::clone(self)));
-        self.push(Change::Add(Rc::clone(partition), term));
-    }
-
-    /// Takes a partition away; nothing more is appended to it from here on.
-    pub fn remove(&self, partition: &Partition) {
-        partition.hand_to(None);
-        self.push(Change::Remove(partition.uid));
-    }
-
-    fn push(&self, change: Change) {
-        self.changes.borrow_mut().push(change);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// The source was just heard of: a pause after a failed connection ends.
-    pub fn try_at_once(&self) {
-        if !self.connected.get() {
-            self.hurried.set(true);
-            if let Some(waker) = self.waker.take() {
-                waker.wake();
-            }
-        }
-    }
-
-    /// What arrived on its connection since the last look, in bytes.
-    pub fn arrived(&self) -> u64 {
-        let socket = self.socket.take();
-        let all = socket.as_ref().map_or(0, SocketWatch::arrived_bytes);
-        self.socket.set(socket);
-        all.saturating_sub(self.arrived.replace(all))
-    }
-
-    /// Whether, at the last look, more had arrived than it takes to begin.
-    pub fn carries(&self) -> bool {
-        self.arrived.get() >= CARRYING_BYTES
-    }
-
-    async fn changed(&self) {
-        poll_fn(|context| {
-            if self.hurried.take() || !self.changes.borrow().is_empty() {
-                return Poll::Ready(());
-            }
-            self.waker.set(Some(context.waker().clone()));
-            Poll::Pending
-        })
-        .await;
-    }
-}
 
 /// The task's own state.
 pub struct Fetcher {
@@ -169,6 +67,9 @@ pub struct Fetcher {
     /// Since when its connection is up, and when the last request was sent over it.
     connected_at: Instant,
     asked_at: Instant,
+    answered_at: Instant,
+    /// After a long pause all last batches are being compared, until then at most.
+    recheck_until: Option<Instant>,
     /// The last placement of the link that was followed.
     placement: u64,
 }
@@ -200,6 +101,8 @@ impl Fetcher {
             size: FetchSize::default(),
             connected_at: ring::now(),
             asked_at: ring::now(),
+            answered_at: ring::now(),
+            recheck_until: None,
             placement: 0,
         }
     }
@@ -227,6 +130,7 @@ impl Fetcher {
     async fn serve_connection(&mut self) -> Result<(), NetError> {
         let mut connection = self.link.connect(self.shared.broker).await?;
         self.connected_at = ring::now();
+        (self.answered_at, self.recheck_until) = (self.connected_at, None);
         self.shared.connected.set(true);
         self.shared.socket.set(Some(connection.watch()));
         self.session.moved();
@@ -247,13 +151,25 @@ impl Fetcher {
                 let _ = ring::timeout(IDLE_PAUSE, self.shared.changed()).await;
                 continue;
             }
-            self.link.wait_for_rate(self.shared.kind).await;
-            self.fetch(&mut connection).await?;
+            if self.recheck_until.is_none() {
+                self.link.wait_for_rate(self.shared.kind).await;
+            }
+            let reserved = self.reserve().await;
+            if self.is_out_of_touch(&connection) {
+                self.recheck_until = Some(ring::now() + OUT_OF_TOUCH_AFTER);
+                self.start_over();
+                continue;
+            }
+            let rechecked = self.is_rechecked();
+            self.fetch(&mut connection, reserved).await?;
+            if rechecked {
+                self.recheck_until = None;
+            }
         }
     }
 
-    /// One request and its answer.
-    async fn fetch(&mut self, connection: &mut Connection) -> Result<(), NetError> {
+    /// Memory for the next answer.
+    async fn reserve(&self) -> Reserved {
         self.shared.starved.set(Some(ring::now()));
         let bytes = match self.shared.kind {
             Kind::Tail => self.size.bytes(),
@@ -261,13 +177,39 @@ impl Fetcher {
         };
         let reserved = self.link.reserve(bytes).await;
         self.shared.starved.set(None);
+        reserved
+    }
+
+    /// Whether topics that are asked for by name could have been made anew unseen, since the last
+    /// answer is too long ago.
+    fn is_out_of_touch(&self, connection: &Connection) -> bool {
+        let apart = ring::now() - self.answered_at;
+        apart > OUT_OF_TOUCH_AFTER && self.recheck_until.is_none() && !self.asks_by_id(connection)
+    }
+
+    /// Whether the next answer goes on where the last batches were compared after a long pause.
+    /// Until it has come nothing waits for the rate: that would be the next long pause.
+    fn is_rechecked(&self) -> bool {
+        let comparing = |member: &Member| matches!(member.stage, Stage::Comparing(_));
+        self.recheck_until.is_some_and(|until| {
+            ring::now() > until || !self.members.iter().flatten().any(comparing)
+        })
+    }
+
+    /// One request and its answer.
+    async fn fetch(
+        &mut self,
+        connection: &mut Connection,
+        reserved: Reserved,
+    ) -> Result<(), NetError> {
+        let allowed = self.link.answer_bytes_max(self.shared.kind);
+        let asked = reserved.bytes().min(usize::try_from(allowed).unwrap_or(usize::MAX));
         let limits = FetchLimits {
             max_wait_ms: FETCH_WAIT_MS,
             min_bytes: 1,
-            max_bytes: i32::try_from(reserved.bytes()).unwrap_or(i32::MAX),
+            max_bytes: i32::try_from(asked).unwrap_or(i32::MAX),
         };
         let waited_before = connection.counters().waiting;
-        let asked = reserved.bytes();
         let begun = ring::now();
         self.asked_at = begun;
         self.outcome.clear();
@@ -276,8 +218,9 @@ impl Fetcher {
             connection.fetch(&mut self.session, &limits, &mut sink).await
         };
         drop(reserved);
+        self.answered_at = ring::now();
         let waited = connection.counters().waiting.saturating_sub(waited_before);
-        let receiving = (ring::now() - begun).saturating_sub(waited);
+        let receiving = (self.answered_at - begun).saturating_sub(waited);
         let progress = !self.outcome.moved.is_empty() || !self.outcome.compared.is_empty();
         if let Ok(answer) = &answer {
             self.find_silent(answer, asked, ring::now() - begun);

@@ -56,6 +56,11 @@ pub const BACKLOG_SHARE_BYTES_MIN: u64 = 16 << 10;
 pub const TAIL_ANSWER_TARGET: Duration = Duration::from_millis(500);
 /// How long one to a backfill connection should.
 pub const BACKFILL_ANSWER_TARGET: Duration = Duration::from_secs(2);
+/// Under a rate limit an answer brings no more than the limit allows in this time.
+pub const RATE_ANSWER_TIME: Duration = Duration::from_millis(500);
+/// A source that is asked by topic name and was not asked for so long, for want of rate or memory,
+/// may have other topics of these names by now: no request was there to be refused.
+pub const OUT_OF_TOUCH_AFTER: Duration = Duration::from_secs(5);
 /// Commands waiting for a shard.
 pub const COMMANDS_WAITING_MAX: usize = 256;
 /// Memory lent for records that are only compared, in bytes.

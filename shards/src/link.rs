@@ -19,7 +19,7 @@ use crate::control::{ClusterView, Event, FaultCode, LinkSettings};
 use crate::fetcher::{Fetcher, FetcherShared, Kind};
 use crate::limits::{
     BACKFILL_BYTES, BACKLOG_BYTES, BACKLOG_SHARE_BYTES_MIN, CONNECT_LIMIT, POOL_INTERVAL,
-    REQUEST_LIMIT,
+    RATE_ANSWER_TIME, REQUEST_LIMIT,
 };
 use crate::partition::{Condition, Leader, Partition};
 use crate::pool::{Interval, Pool};
@@ -453,6 +453,16 @@ impl Link {
             }
             ring::sleep(pause.min(POOL_INTERVAL)).await;
         }
+    }
+
+    /// How much one answer may bring under the rate limits: what they allow in a while. More would
+    /// be paid for with a long pause, in which nothing is heard of any partition.
+    pub fn answer_bytes_max(&self, kind: Kind) -> u64 {
+        let limits = [Some(&self.rate), (kind != Kind::Tail).then_some(&self.backfill_rate)];
+        let allowed = limits.into_iter().flatten().filter_map(|limit| {
+            limit.borrow().as_ref().map(|limit| limit.bytes_in(RATE_ANSWER_TIME))
+        });
+        allowed.min().unwrap_or(u64::MAX).max(1)
     }
 
     pub fn count_fetch(&self, bytes: u64, kind: Kind) {

@@ -80,3 +80,27 @@ fn a_topic_made_anew_while_the_disk_was_full_is_compared_with_the_copy() {
     });
     assert_eq!(world.partition("orders", 0).received, before, "two logs are mixed");
 }
+
+/// The rate limit keeps a link from asking for so long that a topic can go and come again unseen.
+#[test]
+fn a_topic_made_anew_between_two_requests_is_compared_with_the_copy() {
+    let bulk = TopicSpec::new("bulk", 1, 0).with_batches(3, 20_000, 16);
+    let settings = LinkSettings { rate_limit: Some(2_000), ..settings() };
+    let mut world = World::before_ids(&[orders(7, 2), bulk], settings);
+    world.until_caught_up(MINUTE);
+    world.sim.run_for(MINUTE);
+    world.cluster.append("bulk", 0, 4).expect("appends");
+    world.until("the first of it", MINUTE, |status| {
+        status.partitions.iter().any(|p| &*p.key.topic == "bulk" && p.received >= 16)
+    });
+    world.cluster.delete_topic("orders").expect("deletes");
+    world.cluster.add_topic(orders(8, 5)).expect("adds");
+    world.until("the fault", MINUTE, |status| {
+        status.partitions.iter().any(|p| p.state == PartitionState::Faulted(FaultCode::Diverged))
+    });
+    assert_eq!(world.partition("orders", 0).received, 32, "two logs are mixed");
+    // Its neighbour gets on, at its rate.
+    world.until("the rest", MINUTE, |status| {
+        status.partitions.iter().any(|p| &*p.key.topic == "bulk" && p.received == 64)
+    });
+}
