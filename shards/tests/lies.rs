@@ -208,6 +208,8 @@ fn a_new_partition_begins_nowhere_by_a_lie() {
         (offsets(None, Some(-7)), [true; 3]),
         (time(i64::MAX), [false, false, true]),
         (time(-7), [false, false, true]),
+        // The first fetch says where the log begins, too.
+        (offsets(Some(RECORDS / 2), None), [false, false, true]),
         // It contradicts nothing; that nothing is there shows when it is asked for.
         (offsets(None, Some(i64::MAX)), [false, true, false]),
         (Fault::RefuseQuestions(1), [true; 3]),

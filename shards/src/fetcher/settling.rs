@@ -43,6 +43,9 @@ impl Fetcher {
         for (key, stepped) in outcome.stepped.drain(..) {
             self.settle_step(key, stepped);
         }
+        for (key, start) in outcome.begun_late.drain(..) {
+            self.begin_earlier(key, start);
+        }
         for key in outcome.moved.drain(..) {
             // What is about to be taken back was no progress.
             let taken_back = |(troubled, trouble): &(u32, Trouble)| {
@@ -328,6 +331,17 @@ impl Fetcher {
             partition.failed(reason, ring::random(), ring::wall_ms());
         }
         self.cut(key, began_at, None, None);
+    }
+
+    /// A copy without records begins anew where the source's log does.
+    fn begin_earlier(&mut self, key: u32, start: i64) {
+        let Some(partition) = self.owned(key) else { return };
+        let begun = partition.log().map_or(0, |log| log.positions().log_start_offset);
+        let reason = format!(
+            "the source says that its log begins at offset {start}; the copy, which has no records              yet, was begun at {begun}, and begins anew"
+        );
+        partition.failed(reason, ring::random(), ring::wall_ms());
+        self.cut(key, start, None, None);
     }
 
     /// Cuts a log back, on a task of its own: it must come to its end whatever becomes of this
