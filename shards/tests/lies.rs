@@ -268,6 +268,24 @@ fn leader_epochs_that_part_by_a_lie_cut_nothing() {
     }
 }
 
+/// Nor where two answers more agree with it: the copy's last batch is looked at before.
+#[test]
+fn an_end_below_the_copys_by_a_lie_cuts_nothing() {
+    for end_offset in [0, 32, RECORDS - 16] {
+        let settings = LinkSettings { allow_truncation: true, ..settings() };
+        let mut world = World::new(Faults::none(), &[orders(7, 20)], settings, 16 << 20);
+        world.until_caught_up(MINUTE);
+        lies(&world, offsets(None, Some(RECORDS - 1)), Some(1));
+        lies(&world, Fault::EpochEnd { epoch: 0, end_offset }, Some(1));
+        lies(&world, OUT_OF_RANGE, Some(1));
+        grow(&world);
+        world.until_caught_up(MINUTE);
+        assert_eq!(world.cluster.faults_applied(), 3);
+        let cut = |event: &Event| matches!(event, Event::Truncated { .. });
+        assert!(!world.seen.iter().any(cut), "{end_offset}: {:?}", world.seen);
+    }
+}
+
 /// In an answer that lets us go on, a log start beyond our end is none.
 #[test]
 fn a_log_start_that_a_fetch_tells_and_refutes_moves_nothing() {

@@ -69,7 +69,7 @@ impl Fetcher {
 
     /// Asks for the member's records, or first for its last batch to compare. That the source's
     /// epochs part from ours, and where, is believed once the last batch is seen to be another.
-    fn start_member(&mut self, key: u32, parted: Option<i64>) {
+    pub(super) fn start_member(&mut self, key: u32, parted: Option<i64>) {
         let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
         let Some(log) = partition.log() else { return };

@@ -2,8 +2,8 @@
 //!
 //! A follower of Kafka's own takes the leader's word: it cuts its log to the leader's end, or
 //! begins anew at its start (`fetchOffsetAndTruncate`). Here one answer moves nothing: a log end
-//! below ours needs leader epochs that part from ours, too, and a log start beyond ours a fetch
-//! that finds it.
+//! below ours needs leader epochs that part from ours, too, and our last batch out of range or
+//! another one there; a log start beyond ours needs a fetch that finds it.
 
 use std::rc::Rc;
 
@@ -63,12 +63,27 @@ impl Fetcher {
         let keys: Vec<u32> = beyond.iter().map(|(key, _)| *key).collect();
         let parted = self.compare_epochs(connection, &keys).await?;
         for (key, theirs) in beyond {
-            match parted.get(&key) {
-                Some(common_end) => self.diverged(key, *common_end),
+            match parted.get(&key).copied() {
+                Some(common_end) if self.is_comparing(key) => self.diverged(key, common_end),
+                Some(common_end) => self.compare_last(key, common_end),
                 None => self.ends_below(key, theirs),
             }
         }
         Ok(())
+    }
+
+    /// Whether it was the copy's last batch that was out of range.
+    fn is_comparing(&self, key: u32) -> bool {
+        matches!(self.member(key).map(|member| &member.stage), Some(Stage::Comparing(_)))
+    }
+
+    /// The source is said to have lost what we have: our last batch is looked at there, or found to
+    /// be out of range as well, before anything is cut.
+    fn compare_last(&mut self, key: u32, common_end: i64) {
+        if let Some(partition) = self.owned(key) {
+            partition.set_unchecked(true);
+            self.start_member(key, Some(common_end));
+        }
     }
 
     /// The source does not answer a question about a partition. Unlike a fetch a question has no
