@@ -186,7 +186,7 @@ impl Fetcher {
                 asking.push(EpochCheck { key: *key, partition, log, epoch, end });
             }
         }
-        for _ in 0..EPOCH_STEPS_MAX {
+        for round in 0..EPOCH_STEPS_MAX {
             if asking.is_empty() {
                 break;
             }
@@ -212,7 +212,11 @@ impl Fetcher {
                     }
                 };
                 let ours = (log.positions().log_start_offset, end);
+                let is_older = round > 0;
                 match judge_epochs(epoch, ours, theirs, |epoch| log.end_offset_for_epoch(epoch)) {
+                    // The source never had the epochs behind this one: as far as this one goes
+                    // here, and no further, the logs may be the same.
+                    Epochs::Agree if is_older => drop(parted.insert(key, end)),
                     Epochs::Agree => {}
                     Epochs::Diverged { common_end } => drop(parted.insert(key, common_end)),
                     Epochs::Senseless => {
