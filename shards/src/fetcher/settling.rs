@@ -11,7 +11,7 @@ use storage::limits::BATCH_BYTES_MAX;
 use storage::log::{Log, LogError};
 
 use super::{Fetcher, Kind};
-use crate::check::Compared;
+use crate::check::{Compared, Decision, decide};
 use crate::control::{Event, FaultCode};
 use crate::limits::{BAD_BATCHES_MAX, HELD_ANSWER_MIN, PASSED_OVER_MAX};
 use crate::partition::Partition;
@@ -171,28 +171,24 @@ impl Fetcher {
         let ours = partition.log().map_or(0, |log| log.positions().received.0.offset);
         let last = partition.log().and_then(|log| log.last_batch());
         let records_end = last.map_or(ours, |last| last.last_offset + 1);
-        match (compared, parted) {
-            (Compared::Same | Compared::Cleaned, Some(common_end)) if records_end <= common_end => {
-                // It has all records of the copy, but not the gap that the copy ends with: others
-                // may lie there by now. Nothing is lost by going back to where it begins.
-                self.cut(key, common_end, None, None);
-            }
-            (Compared::Same | Compared::Cleaned, Some(common_end)) => {
+        match decide(compared, parted, records_end) {
+            Decision::LeaveGap { common_end } => self.cut(key, common_end, None, None),
+            Decision::Contradiction { common_end } => {
                 let reason = format!(
                     "the source says that its leader epochs part from the copy's at offset \
                      {common_end}, the copy goes to {ours}; but it has the copy's last batch"
                 );
                 self.wait_and_retry(key, reason);
             }
-            (_, Some(common_end)) => self.diverged(key, common_end),
-            (Compared::NotYet, None) => {
+            Decision::Diverged { common_end } => self.diverged(key, common_end),
+            Decision::Wait => {
                 let reason = format!(
                     "what the source calls committed ends before the copy's last batch, the copy \
                      goes to {ours}; waiting for it"
                 );
                 self.wait_and_retry(key, reason);
             }
-            (Compared::Same | Compared::Cleaned | Compared::Gone, None) => {
+            Decision::GoOn => {
                 partition.set_unchecked(false);
                 partition.asked_anew(ring::wall_ms());
                 // An idle partition may not be mentioned again: what was heard has to serve.
@@ -201,7 +197,7 @@ impl Fetcher {
                 self.watch_end(key, &partition);
                 self.want(key);
             }
-            (Compared::Different, None) => {
+            Decision::Another => {
                 let reason = format!(
                     "the source holds other records than the copy before offset {ours}: the topic \
                      was recreated, or its log was replaced"
