@@ -30,10 +30,13 @@ pub enum Stage {
     /// The first of them is compared with our last batch. Apart, since there are thousands of
     /// members and few are compared.
     Comparing(Box<Comparison>),
-    /// They are skipped: whether the source's log begins here, beyond our end, is what counts.
+    /// They are skipped: whether the source's log begins here, beyond our end or our last batch, is
+    /// what counts.
     Stepping {
         /// Where it is said to begin.
         to: i64,
+        /// Where the source's epochs part from ours, if they say so.
+        parted: Option<i64>,
     },
 }
 
@@ -306,7 +309,7 @@ impl RecordSink for Sink<'_> {
         match member.stage {
             Stage::Appending => self.append(head),
             Stage::Comparing(_) => self.compare(head),
-            Stage::Stepping { to } => self.step(to, head),
+            Stage::Stepping { to, .. } => self.step(to, head),
         }
     }
 

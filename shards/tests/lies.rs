@@ -286,6 +286,24 @@ fn an_end_below_the_copys_by_a_lie_cuts_nothing() {
     }
 }
 
+/// The copy's last batch is said to be out of range, and the log to begin behind it.
+#[test]
+fn a_last_batch_that_is_deleted_by_a_lie_hides_nothing() {
+    for start in [RECORDS - 5, RECORDS] {
+        let mut world = caught_up();
+        restart(&mut world, |world| {
+            // One fetch waits yet, of before.
+            lies(world, OUT_OF_RANGE, Some(2));
+            lies(world, offsets(Some(start), None), Some(1));
+        });
+        grow(&world);
+        world.until_caught_up(MINUTE);
+        assert_eq!(world.cluster.faults_applied(), 3);
+        let well = world.partition("orders", 1);
+        assert_eq!((well.log_start, well.state), (0, PartitionState::Active), "{start}");
+    }
+}
+
 /// In an answer that lets us go on, a log start beyond our end is none.
 #[test]
 fn a_log_start_that_a_fetch_tells_and_refutes_moves_nothing() {

@@ -166,7 +166,8 @@ impl Fetcher {
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
         let parted = match std::mem::replace(&mut member.stage, Stage::Appending) {
             Stage::Comparing(comparison) => comparison.parted(),
-            Stage::Appending | Stage::Stepping { .. } => None,
+            Stage::Stepping { parted, .. } => parted,
+            Stage::Appending => None,
         };
         let ours = partition.log().map_or(0, |log| log.positions().received.0.offset);
         let last = partition.log().and_then(|log| log.last_batch());
