@@ -83,6 +83,8 @@ pub enum Fault {
 
     /// ListOffsets and OffsetForLeaderEpoch: answers with an error code.
     RefuseQuestions(i16),
+    /// ListOffsets and OffsetForLeaderEpoch: answers under another partition index.
+    AnswerAs(i32),
 
     // Of a frame.
     /// Sends the first half of an answer and closes the connection.
@@ -154,7 +156,14 @@ impl Fault {
 
     /// Whether it changes what ListOffsets or OffsetForLeaderEpoch say of a partition.
     fn is_of_questions(&self) -> bool {
-        matches!(self, Fault::Offsets { .. } | Fault::OffsetForTime(_) | Fault::EpochEnd { .. })
+        matches!(
+            self,
+            Fault::Offsets { .. }
+                | Fault::OffsetForTime(_)
+                | Fault::EpochEnd { .. }
+                | Fault::RefuseQuestions(_)
+                | Fault::AnswerAs(_)
+        )
     }
 
     /// Whether it changes a partition's records, and so needs some.
