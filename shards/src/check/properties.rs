@@ -165,8 +165,8 @@ fn feed(bytes: &[u8], piece: usize) -> Result<Option<Compared>, AppendError> {
 }
 
 proptest! {
-    /// Whatever elections went before: of a source that tells the truth, the logs part exactly where
-    /// they do.
+    /// Whatever elections went before: of a source that tells the truth, the logs part exactly
+    /// where they do.
     #[test]
     fn true_epochs_part_where_the_records_do(
         elections in prop::collection::vec(election(), 1..10),
