@@ -335,7 +335,8 @@ impl Fetcher {
         let Some(partition) = self.owned(key) else { return };
         let begun = partition.log().map_or(0, |log| log.positions().log_start_offset);
         let reason = format!(
-            "the source says that its log begins at offset {start}; the copy, which has no records              yet, was begun at {begun}, and begins anew"
+            "the source says that its log begins at offset {start}; the copy, which has no \
+             records yet, was begun at {begun}, and begins anew"
         );
         partition.failed(reason, ring::random(), ring::wall_ms());
         self.cut(key, start, None, None);
