@@ -203,6 +203,60 @@ impl Head {
     }
 }
 
+/// What follows from a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing speaks against taking what comes behind our end.
+    GoOn,
+    /// The source has all records of the copy, but not the gap that the copy ends with: others may
+    /// lie there by now. Nothing is lost by going back to where it begins.
+    LeaveGap {
+        /// Where that is.
+        common_end: i64,
+    },
+    /// The source lost records we have.
+    Diverged {
+        /// The first offset that is not common.
+        common_end: i64,
+    },
+    /// The source's epochs part from ours, and yet it has our last batch.
+    Contradiction {
+        /// Where they are said to part.
+        common_end: i64,
+    },
+    /// What the source calls committed has to reach our last batch first.
+    Wait,
+    /// The source has another log.
+    Another,
+}
+
+/// What follows from how the source's batch compares with our last one, and from where its epochs
+/// are said to part from ours. Our records end at `records_end`: behind them may be a gap.
+pub fn decide(compared: Compared, parted: Option<i64>, records_end: i64) -> Decision {
+    match (compared, parted) {
+        (Compared::Same | Compared::Cleaned, Some(common_end)) => match records_end <= common_end {
+            true => Decision::LeaveGap { common_end },
+            false => Decision::Contradiction { common_end },
+        },
+        (_, Some(common_end)) => Decision::Diverged { common_end },
+        (Compared::NotYet, None) => Decision::Wait,
+        (Compared::Same | Compared::Cleaned | Compared::Gone, None) => Decision::GoOn,
+        (Compared::Different, None) => Decision::Another,
+    }
+}
+
+/// An epoch of ours whose end the source is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskedEpoch {
+    /// The epoch.
+    pub epoch: i32,
+    /// Where it ends here.
+    pub end: i64,
+    /// The source never had those that follow it here: as far as this one goes, and no further, the
+    /// logs may be the same. What it has instead ends there at this offset.
+    pub below: Option<i64>,
+}
+
 /// What the end of our last epoch at the source means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epochs {
@@ -214,41 +268,39 @@ pub enum Epochs {
         /// The first offset that is not common.
         common_end: i64,
     },
-    /// The source does not know our epoch but an older one: ask again for that one, see the
-    /// common part as ending no later than here.
-    Older {
-        /// The epoch to ask for next.
-        epoch: i32,
-        /// The common part ends here or before.
-        common_end: i64,
-    },
+    /// The source does not know our epoch but an older one: ask again, for this one.
+    Older(AskedEpoch),
     /// No log has such epochs.
     Senseless,
 }
 
 /// Judges the source's answer to OffsetForLeaderEpoch (KIP-101, KIP-320).
 ///
-/// `asked` is the epoch we asked for and `our_end` where that epoch ends here; `theirs` is
-/// the source's answer: the largest epoch it has at or below ours, and where that one ends (both
-/// −1: it knows none). `our_end_of` says where an epoch ends in our log, which begins at
-/// `our_start`.
+/// `theirs` is the source's answer: the largest epoch it has at or below the one asked for, and
+/// where that one ends (both −1: it knows none). `our_end_of` says where an epoch ends in our log,
+/// which begins at `our_start`.
 pub fn judge_epochs(
-    asked: i32,
-    (our_start, our_end): (i64, i64),
+    asked: AskedEpoch,
+    our_start: i64,
     theirs: (i32, i64),
     our_end_of: impl Fn(i32) -> Option<(i32, i64)>,
 ) -> Epochs {
     let (epoch, end) = theirs;
+    let nothing_more = match asked.below {
+        Some(_) => Epochs::Diverged { common_end: asked.end },
+        None => Epochs::Agree,
+    };
     if epoch < 0 && end < 0 {
-        return Epochs::Agree;
+        return nothing_more;
     }
-    if epoch < 0 || end < 0 || epoch > asked {
+    let beyond_younger = asked.below.is_some_and(|below| end > below);
+    if epoch < 0 || end < 0 || epoch > asked.epoch || beyond_younger {
         return Epochs::Senseless;
     }
-    if epoch == asked {
-        return match end < our_end {
+    if epoch == asked.epoch {
+        return match end < asked.end {
             true => Epochs::Diverged { common_end: end },
-            false => Epochs::Agree,
+            false => nothing_more,
         };
     }
     // The source never had the epoch of our last batch. What it shares with us ends, at the
@@ -258,7 +310,8 @@ pub fn judge_epochs(
             Epochs::Diverged { common_end: end.min(our_older_end) }
         }
         Some((ours, our_older_end)) => {
-            Epochs::Older { epoch: ours, common_end: end.min(our_older_end) }
+            let end_here = end.min(our_older_end);
+            Epochs::Older(AskedEpoch { epoch: ours, end: end_here, below: Some(end) })
         }
         // All we have is of epochs that it never had.
         None => Epochs::Diverged { common_end: end.min(our_start) },
@@ -325,166 +378,6 @@ pub fn classify(ours: i64, theirs: SourceLog) -> OutOfRange {
 }
 
 #[cfg(test)]
-mod tests {
-    use source::{BatchFields, Record, encode_batch};
-
-    use super::*;
-
-    fn head(base: i64, delta: i32, epoch: i32, records: i32, crc: u32) -> Vec<u8> {
-        let mut head = vec![0; HEAD_BYTES];
-        head[..8].copy_from_slice(&base.to_be_bytes());
-        head[8..12].copy_from_slice(&88i32.to_be_bytes());
-        head[12..16].copy_from_slice(&epoch.to_be_bytes());
-        head[16] = 2;
-        head[17..21].copy_from_slice(&crc.to_be_bytes());
-        head[23..27].copy_from_slice(&delta.to_be_bytes());
-        head[43..57].fill(0xff);
-        head[57..61].copy_from_slice(&records.to_be_bytes());
-        head
-    }
-
-    fn ours() -> LastBatch {
-        LastBatch {
-            base_offset: 100,
-            last_offset: 109,
-            bytes: 100,
-            leader_epoch: Some(3),
-            crc: 7,
-            producer: None,
-            record_count: 10,
-            segment: 0,
-            position: 0,
-        }
-    }
-
-    #[test]
-    fn heads_are_compared() {
-        let ours = ours();
-        assert_eq!(compare(&ours, &head(100, 9, 3, 10, 7)), Compared::Same);
-        assert_eq!(compare(&ours, &head(100, 9, 3, 4, 8)), Compared::Cleaned);
-        assert_eq!(compare(&ours, &head(110, 9, 3, 10, 7)), Compared::Gone);
-        assert_eq!(compare(&ours, &[]), Compared::Gone);
-        assert_eq!(compare(&ours, &head(100, 9, 3, 10, 8)), Compared::Different);
-        assert_eq!(compare(&ours, &head(100, 9, 4, 10, 7)), Compared::Different);
-        assert_eq!(compare(&ours, &head(98, 9, 3, 10, 7)), Compared::Different);
-        // A recreated topic: same offsets, fewer records, but another producer.
-        let mut recreated = head(100, 9, 3, 4, 8);
-        recreated[43..57].fill(1);
-        assert_eq!(compare(&ours, &recreated), Compared::Different);
-    }
-
-    fn whole(value: &str) -> Vec<u8> {
-        let record = Record { value: Some(value.into()), ..Record::default() };
-        encode_batch(&[record], &BatchFields { base_offset: 100, leader_epoch: 3, ..FIELDS })
-    }
-
-    const FIELDS: BatchFields = BatchFields {
-        base_offset: 0,
-        leader_epoch: 0,
-        attributes: 0,
-        base_timestamp_ms: 0,
-        producer_id: -1,
-        producer_epoch: -1,
-        base_sequence: -1,
-    };
-
-    fn judge(theirs: &[u8], piece: usize) -> Result<Option<Compared>, AppendError> {
-        let bytes = whole("ours");
-        let crc = u32::from_be_bytes(bytes[17..21].try_into().expect("4"));
-        let bytes = bytes.len() as u32;
-        let ours = LastBatch { last_offset: 100, bytes, crc, record_count: 1, ..ours() };
-        let mut comparison = Comparison::new(ours, None);
-        comparison.begin(Bounds::local(BATCH_BYTES_MAX));
-        for piece in theirs.chunks(piece) {
-            if !comparison.take(piece)? {
-                break;
-            }
-        }
-        Ok(comparison.result())
-    }
-
-    #[test]
-    fn another_batch_is_believed_to_be_one_when_it_is_whole() {
-        let (same, other) = (whole("ours"), whole("theirs"));
-        for piece in 1..=other.len() {
-            assert_eq!(judge(&same, piece), Ok(Some(Compared::Same)));
-            assert_eq!(judge(&same[..HEAD_BYTES], piece), Ok(Some(Compared::Same)));
-            assert_eq!(judge(&same[..HEAD_BYTES - 1], piece), Ok(None));
-            assert_eq!(judge(&other, piece), Ok(Some(Compared::Different)));
-            assert_eq!(judge(&[&other[..], &same[..]].concat(), piece), judge(&other, piece));
-            assert_eq!(judge(&other[..other.len() - 1], piece), Ok(None));
-        }
-        // All that its checksum covers, and that itself.
-        for at in MAGIC_AT + 1..other.len() {
-            for bit in 0..8 {
-                let mut turned = other.clone();
-                turned[at] ^= 1 << bit;
-                assert!(judge(&turned, 7).is_err(), "byte {at}");
-            }
-        }
-        let mut longer = other.clone();
-        longer[8] = 0x70;
-        assert!(matches!(judge(&longer, 7), Err(AppendError::BatchTooLarge { .. })));
-    }
-
-    #[test]
-    fn older_message_sets_are_told_by_offset_length_and_checksum() {
-        let ours = LastBatch { leader_epoch: None, ..ours() };
-        let legacy = |offset: i64, crc: u32| {
-            let mut head = vec![0; LEGACY_HEAD_BYTES];
-            head[..8].copy_from_slice(&offset.to_be_bytes());
-            head[8..12].copy_from_slice(&88i32.to_be_bytes());
-            head[12..16].copy_from_slice(&crc.to_be_bytes());
-            head[16] = 1;
-            head
-        };
-        assert_eq!(head_bytes(&legacy(109, 7)), LEGACY_HEAD_BYTES);
-        assert_eq!(head_bytes(&head(100, 9, 3, 10, 7)), HEAD_BYTES);
-        assert_eq!(compare(&ours, &legacy(109, 7)), Compared::Same);
-        assert_eq!(compare(&ours, &legacy(109, 8)), Compared::Different);
-        assert_eq!(compare(&ours, &legacy(110, 7)), Compared::Gone);
-    }
-
-    #[test]
-    fn a_source_that_lost_our_tail_is_found() {
-        let none = |_| None;
-        assert_eq!(judge_epochs(5, (0, 100), (5, 100), none), Epochs::Agree);
-        assert_eq!(judge_epochs(5, (0, 100), (5, 900), none), Epochs::Agree);
-        assert_eq!(judge_epochs(5, (0, 100), (5, 80), none), Epochs::Diverged { common_end: 80 });
-        assert_eq!(judge_epochs(5, (0, 100), (-1, -1), none), Epochs::Agree);
-    }
-
-    #[test]
-    fn an_epoch_the_source_never_had_ends_at_the_older_one() {
-        let ours = |epoch| (epoch >= 3).then_some((3, 70));
-        assert_eq!(judge_epochs(5, (0, 100), (3, 60), ours), Epochs::Diverged { common_end: 60 });
-        assert_eq!(judge_epochs(5, (0, 100), (3, 90), ours), Epochs::Diverged { common_end: 70 });
-        let none = |_| None;
-        let cut = |start, end| judge_epochs(5, (start, 100), (2, end), none);
-        assert_eq!(cut(70, 90), Epochs::Diverged { common_end: 70 });
-        assert_eq!(cut(70, 60), Epochs::Diverged { common_end: 60 });
-        let ours = |_| Some((2, 50));
-        assert_eq!(
-            judge_epochs(5, (0, 100), (4, 80), ours),
-            Epochs::Older { epoch: 2, common_end: 50 }
-        );
-    }
-
-    #[test]
-    fn epochs_that_no_log_has_say_nothing() {
-        for theirs in [(6, 100), (6, 3), (5, -1), (i32::MAX, i64::MAX), (-1, 100), (5, i64::MIN)] {
-            assert_eq!(judge_epochs(5, (0, 100), theirs, |_| None), Epochs::Senseless);
-        }
-    }
-
-    #[test]
-    fn out_of_range_has_two_sides() {
-        let classify = |ours, start, end| classify(ours, SourceLog { start, end });
-        assert_eq!(classify(5, 10, 20), OutOfRange::Gap { source_start: 10 });
-        assert_eq!(classify(21, 10, 20), OutOfRange::BeyondEnd);
-        assert_eq!(classify(20, 10, 20), OutOfRange::InRange);
-        assert_eq!(classify(5, i64::MAX, 20), OutOfRange::Senseless);
-        assert_eq!(classify(5, -1, 20), OutOfRange::Senseless);
-        assert_eq!(classify(5, 0, -1), OutOfRange::Senseless);
-    }
-}
+mod properties;
+#[cfg(test)]
+mod tests;

@@ -214,7 +214,8 @@ impl Fetcher {
         self.asked_at = begun;
         self.outcome.clear();
         let answer = {
-            let mut sink = Sink::new(&mut self.members, &mut self.outcome);
+            let start = self.link.settings().start;
+            let mut sink = Sink::new(&mut self.members, &mut self.outcome, start);
             connection.fetch(&mut self.session, &limits, &mut sink).await
         };
         drop(reserved);

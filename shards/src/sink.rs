@@ -10,6 +10,7 @@ use storage::limits::BATCH_BYTES_MAX;
 use storage::log::{AppendLimits, Log, LogState};
 
 use crate::check::{Comparison, SourceLog};
+use crate::control::Start;
 use crate::limits::COMPARE_LEASE_BYTES;
 use crate::partition::Partition;
 
@@ -29,10 +30,13 @@ pub enum Stage {
     /// The first of them is compared with our last batch. Apart, since there are thousands of
     /// members and few are compared.
     Comparing(Box<Comparison>),
-    /// They are skipped: whether the source's log begins here, beyond our end, is what counts.
+    /// They are skipped: whether the source's log begins here, beyond our end or our last batch, is
+    /// what counts.
     Stepping {
         /// Where it is said to begin.
         to: i64,
+        /// Where the source's epochs part from ours, if they say so.
+        parted: Option<i64>,
     },
 }
 
@@ -56,6 +60,8 @@ pub struct Outcome {
     pub compared: Vec<u32>,
     /// Partitions whose log was found to begin beyond our end, or not.
     pub stepped: Vec<(u32, Stepped)>,
+    /// Empty copies that begin beyond where the source's log does, and where that is.
+    pub begun_late: Vec<(u32, i64)>,
     /// Partitions with trouble.
     pub troubles: Vec<(u32, Trouble)>,
 }
@@ -66,6 +72,7 @@ impl Outcome {
         self.bare.clear();
         self.compared.clear();
         self.stepped.clear();
+        self.begun_late.clear();
         self.troubles.clear();
     }
 }
@@ -99,10 +106,22 @@ pub fn contradicts_itself(error: &AppendError, began_at: i64) -> bool {
     matches!(error, OffsetBelowExpected { base_offset, .. } if *base_offset >= began_at)
 }
 
+/// Whether a copy without records is to hold the source's log from its start on, and begins beyond
+/// that: whoever said where to begin did not say where the source's log begins.
+fn is_begun_late(log: &Log, start: Start, source_start: i64) -> bool {
+    let begun = log.positions().log_start_offset;
+    start == Start::Earliest
+        && (0..begun).contains(&source_start)
+        && log.last_batch().is_none()
+        && !log.is_damaged()
+}
+
 /// Takes one answer's records.
 pub struct Sink<'a> {
     members: &'a mut [Option<Member>],
     outcome: &'a mut Outcome,
+    /// Where copies of this link begin.
+    start: Start,
     /// Whose part of the answer this is.
     key: u32,
     now: Now,
@@ -133,8 +152,8 @@ impl Appending {
 }
 
 impl<'a> Sink<'a> {
-    pub fn new(members: &'a mut [Option<Member>], outcome: &'a mut Outcome) -> Self {
-        Self { members, outcome, key: 0, now: Now::Nothing }
+    pub fn new(members: &'a mut [Option<Member>], outcome: &'a mut Outcome, start: Start) -> Self {
+        Self { members, outcome, start, key: 0, now: Now::Nothing }
     }
 
     fn append(&mut self, head: &PartitionHead) -> Take {
@@ -149,6 +168,10 @@ impl<'a> Sink<'a> {
         if log.state() != LogState::Healthy || member.asked != before {
             let error = AppendError::NotHealthy;
             self.outcome.troubles.push((self.key, Trouble::Append { error, began_at: before }));
+            return Take::Skip;
+        }
+        if is_begun_late(&log, self.start, head.log_start_offset) {
+            self.outcome.begun_late.push((self.key, head.log_start_offset));
             return Take::Skip;
         }
         // A source that claims to start beyond what it just let us ask for, or beyond what it says
@@ -286,7 +309,7 @@ impl RecordSink for Sink<'_> {
         match member.stage {
             Stage::Appending => self.append(head),
             Stage::Comparing(_) => self.compare(head),
-            Stage::Stepping { to } => self.step(to, head),
+            Stage::Stepping { to, .. } => self.step(to, head),
         }
     }
 
@@ -383,7 +406,7 @@ mod tests {
             let (term, stage) = (partition.hand_to(None), Stage::Appending);
             let mut members = [Some(Member { partition, term, stage, asked: 0 })];
             let mut outcome = Outcome::default();
-            let mut sink = Sink::new(&mut members, &mut outcome);
+            let mut sink = Sink::new(&mut members, &mut outcome, Start::Earliest);
             let head = PartitionHead {
                 partition: 0,
                 error_code: ErrorCode::NONE,

@@ -208,6 +208,8 @@ fn a_new_partition_begins_nowhere_by_a_lie() {
         (offsets(None, Some(-7)), [true; 3]),
         (time(i64::MAX), [false, false, true]),
         (time(-7), [false, false, true]),
+        // The first fetch says where the log begins, too.
+        (offsets(Some(RECORDS / 2), None), [false, false, true]),
         // It contradicts nothing; that nothing is there shows when it is asked for.
         (offsets(None, Some(i64::MAX)), [false, true, false]),
         (Fault::RefuseQuestions(1), [true; 3]),
@@ -263,6 +265,42 @@ fn leader_epochs_that_part_by_a_lie_cut_nothing() {
         grow(&world);
         world.until_caught_up(MINUTE);
         assert!(world.cluster.faults_applied() > 0);
+    }
+}
+
+/// Nor where two answers more agree with it: the copy's last batch is looked at before.
+#[test]
+fn an_end_below_the_copys_by_a_lie_cuts_nothing() {
+    for end_offset in [0, 32, RECORDS - 16] {
+        let settings = LinkSettings { allow_truncation: true, ..settings() };
+        let mut world = World::new(Faults::none(), &[orders(7, 20)], settings, 16 << 20);
+        world.until_caught_up(MINUTE);
+        lies(&world, offsets(None, Some(RECORDS - 1)), Some(1));
+        lies(&world, Fault::EpochEnd { epoch: 0, end_offset }, Some(1));
+        lies(&world, OUT_OF_RANGE, Some(1));
+        grow(&world);
+        world.until_caught_up(MINUTE);
+        assert_eq!(world.cluster.faults_applied(), 3);
+        let cut = |event: &Event| matches!(event, Event::Truncated { .. });
+        assert!(!world.seen.iter().any(cut), "{end_offset}: {:?}", world.seen);
+    }
+}
+
+/// The copy's last batch is said to be out of range, and the log to begin behind it.
+#[test]
+fn a_last_batch_that_is_deleted_by_a_lie_hides_nothing() {
+    for start in [RECORDS - 5, RECORDS] {
+        let mut world = caught_up();
+        restart(&mut world, |world| {
+            // One fetch waits yet, of before.
+            lies(world, OUT_OF_RANGE, Some(2));
+            lies(world, offsets(Some(start), None), Some(1));
+        });
+        grow(&world);
+        world.until_caught_up(MINUTE);
+        assert_eq!(world.cluster.faults_applied(), 3);
+        let well = world.partition("orders", 1);
+        assert_eq!((well.log_start, well.state), (0, PartitionState::Active), "{start}");
     }
 }
 

@@ -104,3 +104,31 @@ fn a_topic_made_anew_between_two_requests_is_compared_with_the_copy() {
         status.partitions.iter().any(|p| &*p.key.topic == "bulk" && p.received == 64)
     });
 }
+
+/// The leader that the copy's last epoch is of began it where an older epoch ended for it. The one
+/// that leads now has more of that older one, and another one after it: the logs part where the
+/// older one ends in the copy, not where it ends in the source's.
+#[test]
+fn logs_part_where_the_last_common_epoch_ends_in_either_of_them() {
+    let settings = LinkSettings { allow_truncation: true, ..settings() };
+    let topic = |batches| TopicSpec { leader_epoch: 2, ..orders(7, batches) };
+    let mut world = World::before_ids(&[topic(10)], settings);
+    let epoch = |world: &World, epoch, batches| {
+        while world.cluster.bump_leader_epoch("orders", 0).expect("a leader") < epoch {}
+        world.cluster.append("orders", 0, batches).expect("appends");
+    };
+    world.until_caught_up(MINUTE);
+    epoch(&world, 5, 10);
+    world.until_caught_up(MINUTE);
+    let topics = Some(vec!["orders".into()]);
+    world.ask(|reply| Command::Pause { link: "prod".into(), topics, reply });
+    world.cluster.delete_topic("orders").expect("deletes");
+    world.cluster.add_topic(topic(12)).expect("adds");
+    epoch(&world, 4, 4);
+    epoch(&world, 6, 8);
+    world.resume("orders");
+    world.until_caught_up(MINUTE);
+    let cut = |event: &&Event| matches!(event, Event::Truncated { .. });
+    let cuts: Vec<&Event> = world.seen.iter().filter(cut).collect();
+    assert!(matches!(cuts[..], [Event::Truncated { from: 160, to: 320, .. }]), "{:?}", world.seen);
+}

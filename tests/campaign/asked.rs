@@ -34,7 +34,7 @@ impl Asked {
     pub fn again(&mut self, world: &World) -> bool {
         let now = world.sim.now();
         let waited = now - *self.since.get_or_insert(now);
-        if !world.plan.trouble.unclean || waited >= SILENT_MAX {
+        if !(world.plan.trouble.unclean || world.plan.trouble.recreated) || waited >= SILENT_MAX {
             return true;
         }
         let shards = world.shards.iter().filter_map(|shard| shard.last.as_ref());

@@ -39,6 +39,25 @@ pub struct Model {
     pub deleted_to: i64,
     /// It has failed over, and ends here, if the flush went well.
     pub sealed: Option<Option<i64>>,
+    /// The source has another log of that name now than the copy began with.
+    pub recreated: bool,
+    /// The source has deleted records of it.
+    pub trimmed: bool,
+    /// What the source may have been believed to say.
+    pub lied: Lied,
+}
+
+/// Lies that were told of a partition.
+#[derive(Clone, Debug, Default)]
+pub struct Lied {
+    /// Where its leader epochs end.
+    pub epochs: bool,
+    /// Where its log ends.
+    pub ends: bool,
+    /// That what was asked for is out of range.
+    pub out_of_range: bool,
+    /// While cutting was allowed.
+    pub allowed: bool,
 }
 
 /// A bit that was turned in a file.
@@ -101,6 +120,9 @@ impl Model {
             stands: None,
             deleted_to: 0,
             sealed: None,
+            recreated: false,
+            trimmed: false,
+            lied: Lied::default(),
         }
     }
 
@@ -145,7 +167,10 @@ impl Model {
 
     /// A flushed end was reported.
     pub fn reported(&mut self, flushed: i64, log_start: i64) -> Result<(), String> {
-        if flushed < self.flushed && flushed > log_start && self.open_cuts.is_empty() {
+        let back = flushed < self.flushed && flushed > log_start;
+        if back && self.may_be_cut_by_lies() {
+            self.floor = self.floor.min(flushed);
+        } else if back && self.open_cuts.is_empty() {
             let before = self.flushed;
             return Err(format!("{}: flushed went back from {before} to {flushed}", self.key));
         }
@@ -169,6 +194,24 @@ impl Model {
         if self.sealed.is_none() {
             self.open_cuts.push(sure);
         }
+    }
+
+    /// The topic was created again, with other records. Without ids the copy may be cut, where that
+    /// is allowed, since the epochs of both may part somewhere.
+    pub fn recreated(&mut self, before: PartitionLog, may_cut: bool) {
+        if may_cut && self.sealed.is_none() {
+            self.open_cuts.push(before.log_start().min(0));
+        }
+        self.before.push(before);
+        self.recreated = true;
+    }
+
+    /// Whether all that has to be said before a copy is cut may have been a lie, or may have been
+    /// true but for the place. Answers that agree with one another are believed.
+    pub fn may_be_cut_by_lies(&self) -> bool {
+        let Lied { epochs, ends, out_of_range, allowed, .. } = self.lied;
+        let parted = !self.before.is_empty() || self.trimmed;
+        allowed && epochs && (ends && out_of_range || parted)
     }
 
     /// The copy may be cut: what was reported beyond the cuts need not stay.

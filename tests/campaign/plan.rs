@@ -11,6 +11,9 @@ use source::{Content, Growth, Record, TopicSpec};
 
 /// Worlds of these seeds have orders in them, half of them.
 pub const VERBS_FROM: u64 = 20_000;
+/// In worlds of these seeds sources lie about more than their records, in a third of them, and
+/// topics are deleted and created again, in a third of them, too.
+pub const DECEITS_FROM: u64 = 700_000;
 
 /// A world's settings.
 #[derive(Clone, Debug)]
@@ -66,6 +69,10 @@ pub struct Trouble {
     pub clock: bool,
     /// A person orders this and that.
     pub verbs: bool,
+    /// Answers about offsets, epochs and the cluster are wrong.
+    pub deceits: bool,
+    /// Topics are deleted at the source and created again.
+    pub recreated: bool,
 }
 
 impl Plan {
@@ -73,6 +80,8 @@ impl Plan {
     pub fn draw(seed: u64) -> Plan {
         let mut random = Random::new(seed ^ 0x0075_6e64_6572_7374);
         let random = &mut random;
+        // Of numbers of its own: older worlds stay what they were.
+        let mut guile = Random::new(seed ^ 0x6775_696c_6500);
         let trouble = Trouble {
             bad_disk: random.below(4) == 0,
             full_disk: random.below(5) == 0,
@@ -84,8 +93,9 @@ impl Plan {
             lies: random.below(4) == 0,
             frames: random.below(4) == 0,
             clock: random.below(4) == 0,
-            // Of numbers of its own: older worlds stay what they were.
             verbs: seed >= VERBS_FROM && Random::new(seed ^ 0x7665_7262).coin(),
+            deceits: guile.below(3) == 0 && seed >= DECEITS_FROM,
+            recreated: guile.below(3) == 0 && seed >= DECEITS_FROM,
         };
         let mut faults = Faults::default();
         if random.coin() {

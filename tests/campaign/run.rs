@@ -9,7 +9,9 @@ use shards::control::*;
 use tokio::sync::oneshot;
 
 use crate::asked::Asked;
-use crate::control::{Shard, link};
+use crate::attend::{attend, look_anew, waits};
+use crate::control::Shard;
+use crate::model::Lied;
 use crate::plan::VERBS_FROM;
 use crate::tally::Tally;
 use crate::verbs::Standing;
@@ -56,6 +58,13 @@ fn live(world: &mut World) -> Result<(), String> {
         false => world.plan.faults.clone(),
     };
     begin(world, shards, faults)?;
+    if world.plan.trouble.deceits && world.guile.coin() {
+        let key = world.models.keys().nth(world.guile.index(world.models.len()));
+        let key = key.expect("there are partitions").clone();
+        if !world.is_gone(&key.topic) {
+            world.deceive(&key);
+        }
+    }
     let until = world.sim.now() + Duration::from_millis(world.below(world.plan.round_ms_max));
     while world.sim.now() < until {
         world.pass(Duration::from_millis(1 + world.below(40)))?;
@@ -76,6 +85,10 @@ fn live(world: &mut World) -> Result<(), String> {
         }
     }
     world.cluster.clear_faults();
+    world.false_view = None;
+    if world.plan.trouble.recreated && world.guile.below(3) == 0 {
+        world.recreate();
+    }
     if world.plan.trouble.flipped_bits && world.once_in(2) {
         world.flip_bit();
     }
@@ -136,6 +149,10 @@ fn check_copies(
             return Err(format!("{key}: corrupt, but no bit was turned: {:?}", status.reason));
         }
         world.tally.corrupt += u64::from(corrupt);
+        if status.received < model.floor && model.may_be_cut_by_lies() {
+            model.floor = status.received;
+        }
+        model.lied = Lied::default();
         if status.received < model.floor && !corrupt {
             let floor = model.floor;
             return Err(format!("{key}: {floor} was flushed, and is not there: {status:?}"));
@@ -347,9 +364,7 @@ fn until_caught_up(world: &mut World, but: Option<&PartitionKey>) -> Result<(), 
             return Err(format!("it never caught up: {status:?}, source {start}..{end}"));
         }
         // One at a time: settings hold for all, and each is asked to go on by itself.
-        let waiting =
-            |status: &&PartitionStatus| matches!(status.state, PartitionState::Faulted(_));
-        if let Some(status) = open.iter().find(waiting) {
+        if let Some(status) = open.iter().find(|status| waits(world, status)) {
             let tries = attended.entry(status.key.clone()).or_insert(0);
             *tries += 1;
             if *tries > ATTENDED_MAX {
@@ -367,54 +382,12 @@ fn deleting(world: &World) -> Vec<Arc<str>> {
 }
 
 /// Waits until every shard has carried out what was ordered.
-fn until_obeyed(world: &mut World) -> Result<(), String> {
+pub fn until_obeyed(world: &mut World) -> Result<(), String> {
     let until = world.sim.now() + CATCHING_UP;
     while !world.orders.is_empty() || !world.shards.iter_mut().all(|shard| shard.is_assigned()) {
         world.pass(Duration::from_millis(5))?;
         if world.sim.now() > until {
             return Err("an order is never carried out".into());
-        }
-    }
-    Ok(())
-}
-
-/// What a person does about a partition that waits for one.
-fn attend(world: &mut World, status: &PartitionStatus) -> Result<(), String> {
-    let PartitionState::Faulted(code) = status.state else { return Ok(()) };
-    let reason = status.reason.as_deref().unwrap_or_default();
-    match code {
-        FaultCode::Diverged => {
-            let model = &world.models[&status.key];
-            if model.before.is_empty() {
-                return Err(format!("{}: diverged from a source that never did", status.key));
-            }
-            world.settings.allow_truncation = true;
-            world.models.values_mut().for_each(|model| model.allow_cuts());
-        }
-        FaultCode::SourceGap => {
-            world.settings.on_source_gap = OnSourceGap::Continue;
-        }
-        FaultCode::CorruptBatch | FaultCode::BadBatch | FaultCode::BatchTooLarge
-            if world.plan.trouble.lies => {}
-        code => return Err(format!("{}: {}: {reason}", status.key, code.name())),
-    }
-    let settings = world.settings.clone();
-    for shard in &world.shards {
-        shard.tell(Command::Link { link: link(), settings: settings.clone() });
-        let topics = Some(vec![status.key.topic.clone()]);
-        shard.tell(Command::Resume { link: link(), topics });
-    }
-    world.pass(Duration::from_millis(200))?;
-    look_anew(world)
-}
-
-/// Waits until every shard has said how it stands now; one may be held up for a while.
-fn look_anew(world: &mut World) -> Result<(), String> {
-    // The first answer may be to what was asked before the last order was carried out.
-    for _ in 0..2 {
-        world.shards.iter_mut().for_each(|shard| shard.last = None);
-        while world.shards.iter().any(|shard| shard.last.is_none()) {
-            world.pass(Duration::from_millis(1))?;
         }
     }
     Ok(())

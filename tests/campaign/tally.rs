@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ring::sim::{Accident, Happened};
 
 /// What a campaign must have done to its worlds, beside the accidents.
-const WORLD_KINDS: [&str; 26] = [
+const WORLD_KINDS: [&str; 49] = [
     "bit turned below the flushed end",
     "broker killed",
     "broker without power",
@@ -32,6 +32,29 @@ const WORLD_KINDS: [&str; 26] = [
     "topic paused",
     "topic resumed",
     "unclean election",
+    "held: another topic id",
+    "held: fewer partitions",
+    "held: topic gone",
+    "lie: answer as another partition's",
+    "lie: diverging epoch",
+    "lie: epoch end",
+    "lie: fetch refused",
+    "lie: leader",
+    "lie: leader epoch",
+    "lie: log end",
+    "lie: log start",
+    "lie: log start and end",
+    "lie: no brokers",
+    "lie: no topic",
+    "lie: no topics",
+    "lie: out of range",
+    "lie: partitions",
+    "lie: question refused",
+    "recreated with as many records",
+    "recreated with fewer records",
+    "recreated with more records",
+    "copy of a topic that is no more",
+    "topic deleted at the source",
 ];
 
 /// Counts of one world, or of many together.

@@ -5,6 +5,7 @@ use shards::control::PartitionKey;
 use source::{BatchAt, Fault, Target};
 
 use crate::model::Flip;
+use crate::plan::Trouble;
 use crate::world::World;
 
 impl World {
@@ -14,8 +15,12 @@ impl World {
         if trouble.verbs && self.lot.below(5) == 0 {
             self.order();
         }
+        if (trouble.deceits || trouble.recreated) && self.guile.below(6) == 0 {
+            self.mislead();
+        }
         let key = self.any_key();
         match self.below(16) {
+            _ if self.is_gone(&key.topic) => {}
             0..5 => self.grow(&key),
             5 if trouble.brokers => self.move_leader(&key),
             6 if trouble.brokers => self.toggle_broker(),
@@ -40,6 +45,19 @@ impl World {
                 self.tally.count("sessions forgotten");
             }
             _ => {}
+        }
+    }
+
+    /// A lie, or a topic that is created again, drawn by numbers of their own.
+    fn mislead(&mut self) {
+        let Trouble { deceits, recreated, .. } = self.plan.trouble;
+        if recreated && (!deceits || self.guile.coin()) {
+            return self.recreate();
+        }
+        let key = self.models.keys().nth(self.guile.index(self.models.len()));
+        let key = key.expect("there are partitions").clone();
+        if !self.is_gone(&key.topic) {
+            self.deceive(&key);
         }
     }
 
@@ -99,10 +117,15 @@ impl World {
 
     fn trim(&mut self, key: &PartitionKey) {
         let log = self.log(key);
+        if self.plan.old_source && self.models[key].recreated {
+            // Of another log that has lost what the copy could be compared with nothing tells.
+            return;
+        }
         let records = (log.high_watermark() - log.log_start()).max(0).unsigned_abs();
         let to = log.log_start() + self.below(records + 1).cast_signed();
         if self.cluster.delete_records(&key.topic, key.partition, to).is_ok() {
             self.trace(|| format!("{key} deleted ..{to}"));
+            self.models.get_mut(key).expect("it is known").trimmed = true;
             self.tally.count("records deleted");
         }
     }
@@ -208,6 +231,8 @@ impl World {
     /// Everything that can be mended is.
     pub fn calm(&mut self) {
         self.cluster.clear_faults();
+        self.false_view = None;
+        self.create_gone();
         self.mischief.borrow_mut().frame_ppm = 0;
         self.sim.disk(Machine::FIRST, |disk| {
             disk.set_capacity(1 << 40);

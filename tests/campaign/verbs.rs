@@ -22,6 +22,8 @@ pub enum Standing {
     FailedOver,
     /// Its files have to go; when they have, it begins anew.
     Deleting,
+    /// Control saw at the source what a person has to look at.
+    Held(FaultCode),
 }
 
 impl Standing {
@@ -31,6 +33,10 @@ impl Standing {
             Standing::Followed => Mode::Replicate,
             Standing::Paused => Mode::Paused,
             Standing::FailedOver | Standing::Deleting => Mode::Sealed,
+            Standing::Held(code) => Mode::Held {
+                state: PartitionState::Faulted(code),
+                reason: format!("the source's metadata: {}", code.name()),
+            },
         }
     }
 }
@@ -58,7 +64,10 @@ impl World {
             return;
         }
         let live = matches!(self.standing[&topic], Standing::Followed | Standing::Paused);
+        let held = matches!(self.standing[&topic], Standing::Held(_));
         match self.lot.below(10) {
+            3..6 if held => self.resume(Some(topic)),
+            7 if held => self.fail_over(topic),
             0..3 if live => self.pause(Some(topic)),
             3..6 if self.standing[&topic] == Standing::Paused => self.resume(Some(topic)),
             6 if self.link_paused => self.resume(None),
@@ -89,7 +98,7 @@ impl World {
         self.orders.push(Order { topic, answers: Answers::Pause(answers) });
     }
 
-    fn resume(&mut self, topic: Option<Arc<str>>) {
+    pub fn resume(&mut self, topic: Option<Arc<str>>) {
         self.trace(|| format!("resume {topic:?}"));
         match &topic {
             Some(topic) => {
@@ -213,6 +222,11 @@ impl World {
         self.tally.count("topic deleted");
         self.standing.insert(Arc::clone(&topic), Standing::Followed);
         self.models_of(&topic).for_each(|model| model.forget());
+        self.missing.remove(&topic);
+        if !self.is_gone(&topic) {
+            let id = self.topic_id(&topic);
+            self.known.insert(Arc::clone(&topic), id);
+        }
         for last in self.shards.iter_mut().filter_map(|shard| shard.last.as_mut()) {
             last.partitions.retain(|partition| partition.key.topic != topic);
         }

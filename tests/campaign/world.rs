@@ -15,8 +15,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::brokers::{self, SharedMischief};
 use crate::control::{self, Shard, link};
+use crate::deceits::FalseView;
 use crate::model::{DATA, Model};
 use crate::plan::Plan;
+use crate::recreated::Gone;
 use crate::tally::Tally;
 use crate::verbs::{Order, Standing};
 
@@ -56,6 +58,16 @@ pub struct World {
     pub owners: BTreeMap<PartitionKey, usize>,
     /// Random numbers for orders: others are not touched by them.
     pub lot: Random,
+    /// The same for lies, and for topics that are created again.
+    pub guile: Random,
+    /// A lie about the cluster, and how often it is told yet.
+    pub false_view: Option<(FalseView, u32)>,
+    /// Topics that are not at the source now.
+    pub gone: BTreeMap<Arc<str>, Gone>,
+    /// By topic: the id that is written down.
+    pub known: BTreeMap<Arc<str>, Option<uuid::Uuid>>,
+    /// By topic: answers in a row that left it out.
+    pub missing: BTreeMap<Arc<str>, u32>,
     /// Whether anybody may be told who leads.
     pub telling: bool,
     /// Whether errors of the disk were possible in this process's life.
@@ -63,7 +75,7 @@ pub struct World {
     tracing: bool,
     desk: Desk,
     events: Option<mpsc::Receiver<Event>>,
-    old_view: Arc<ClusterView>,
+    pub old_view: Arc<ClusterView>,
     turn: usize,
     grown: u64,
 }
@@ -108,6 +120,11 @@ impl World {
             orders: Vec::new(),
             owners: BTreeMap::new(),
             lot: Random::new(seed ^ 0x6f72_6465_7273),
+            guile: Random::new(seed ^ 0x6465_6365_6974),
+            false_view: None,
+            gone: BTreeMap::new(),
+            known: BTreeMap::new(),
+            missing: BTreeMap::new(),
             models,
             leaders,
             brokers,
@@ -126,6 +143,10 @@ impl World {
             plan,
         };
         (0..world.brokers.len()).for_each(|broker| world.start_broker(broker));
+        for topic in world.standing.keys().cloned().collect::<Vec<_>>() {
+            let id = world.topic_id(&topic);
+            world.known.insert(topic, id);
+        }
         world
     }
 
@@ -145,9 +166,12 @@ impl World {
         self.models.keys().nth(index).expect("there are partitions").clone()
     }
 
-    /// A partition's log at the source as it stands.
+    /// A partition's log at the source as it stands, or as it was if it is away.
     pub fn log(&self, key: &PartitionKey) -> PartitionLog {
-        self.cluster.log(&key.topic, key.partition).expect("topics stay")
+        match self.gone.get(&key.topic) {
+            Some(gone) => gone.logs[key.partition as usize].clone(),
+            None => self.cluster.log(&key.topic, key.partition).expect("it is there"),
+        }
     }
 
     // The source.
@@ -175,9 +199,7 @@ impl World {
 
     /// Appends something to a partition.
     pub fn grow(&mut self, key: &PartitionKey) {
-        let spec = self.plan.topics.iter().find(|topic| *topic.name == *key.topic);
-        let given = spec.is_some_and(|topic| topic.content == source::Content::Given);
-        if !given {
+        if !self.is_given(key) {
             let batches = 1 + self.below(1 + self.below(30));
             self.cluster.append(&key.topic, key.partition, batches).expect("it grows");
             return;
@@ -186,6 +208,9 @@ impl World {
             self.grown += 1;
             let log = self.log(key);
             let gap = if self.once_in(4) { self.below(50) } else { 0 };
+            // Of another log that has nothing where the copy ends nothing tells but ids.
+            let telling = !(self.plan.old_source && self.models[key].recreated);
+            let gap = if telling { gap } else { 0 };
             let base = log.end_offset() + gap.cast_signed();
             let batch = given_batch(&self.sim, base, log.leader_epoch(), self.grown);
             let batches = [batch];
@@ -193,6 +218,12 @@ impl World {
                 .append_batches(&key.topic, key.partition, &batches, true)
                 .expect("it grows");
         }
+    }
+
+    /// Whether a topic has no batches of its own.
+    pub fn is_given(&self, key: &PartitionKey) -> bool {
+        let spec = self.plan.topics.iter().find(|topic| *topic.name == *key.topic);
+        spec.is_some_and(|topic| topic.content == source::Content::Given)
     }
 
     // The copy.
@@ -290,12 +321,7 @@ impl World {
     /// How a partition is to be kept, as it stands.
     pub fn assign(&self, key: &PartitionKey) -> Assign {
         let mode = self.standing[&key.topic].mode();
-        control::assign(key, self.topic_id(key), self.plan.segment_bytes, mode)
-    }
-
-    fn topic_id(&self, key: &PartitionKey) -> Option<uuid::Uuid> {
-        let id = self.cluster.topic_id(&key.topic).ok();
-        id.filter(|_| !self.plan.old_source)
+        control::assign(key, self.known[&key.topic], self.plan.segment_bytes, mode)
     }
 
     /// The process is no more; what it had said is heard.
@@ -393,7 +419,11 @@ impl World {
                     }
                     // What lies below the source's start may be of a past it has parted from.
                     let floor = model.floor.min(start);
-                    if from < floor && !(from < start && to <= start) {
+                    if from < floor && model.may_be_cut_by_lies() {
+                        // Answers that agree with one another are believed.
+                        model.floor = model.floor.min(from);
+                        self.tally.count("lies that agreed were believed");
+                    } else if from < floor && !(from < start && to <= start) {
                         return Err(format!("{key}: cut to {from}, {floor} is common"));
                     }
                     model.flushed = model.flushed.min(from);
@@ -402,42 +432,6 @@ impl World {
             }
         }
         Ok(stale)
-    }
-
-    /// Tells every shard who leads what, or, rarely, who led before.
-    pub fn tell_leaders(&mut self) {
-        let view = Arc::new(self.view());
-        let old = std::mem::replace(&mut self.old_view, Arc::clone(&view));
-        let told = if self.once_in(20) && !old.topics.is_empty() { old } else { view };
-        for shard in &self.shards {
-            shard.tell(Command::Leaders { link: link(), view: Arc::clone(&told) });
-        }
-    }
-
-    fn view(&self) -> ClusterView {
-        let topics = self.plan.topics.iter().map(|topic| {
-            let name: Arc<str> = topic.name.as_str().into();
-            let partitions = (0..topic.partitions).map(|partition| {
-                let key = PartitionKey { link: link(), topic: Arc::clone(&name), partition };
-                let leader = self.leaders[&key];
-                let up = self.brokers[leader].1.is_some();
-                let leader_epoch = self.log(&key).leader_epoch();
-                PartitionView { partition, leader: up.then_some(leader as i32), leader_epoch }
-            });
-            let topic_id = self.cluster.topic_id(&topic.name).ok();
-            let topic_id = topic_id.filter(|_| !self.plan.old_source);
-            TopicView { partitions: partitions.collect(), topic_id, topic: name }
-        });
-        let broker = |id: usize| Broker {
-            id: id as i32,
-            host: format!("broker-{id}"),
-            port: 9092,
-            addresses: vec![brokers::address(id)],
-        };
-        ClusterView {
-            topics: topics.collect(),
-            brokers: (0..self.brokers.len()).map(broker).collect(),
-        }
     }
 
     /// Says what happens, if anybody wants to know.

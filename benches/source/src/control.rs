@@ -263,7 +263,8 @@ pub(crate) fn list_offsets(
                 let lie = offset_lie(state, broker, name, partition, timestamp);
                 (time, lie.unwrap_or(offset), epoch)
             });
-            let answer = ListOffsetsPartitionResponse::default().with_partition_index(partition);
+            let told = told_index(state, broker, name, partition);
+            let answer = ListOffsetsPartitionResponse::default().with_partition_index(told);
             if let Some(code) = refusal(state, broker, name, partition) {
                 partitions.push(answer.with_error_code(code));
                 continue;
@@ -293,6 +294,18 @@ fn refusal(state: &mut State, broker: usize, name: &str, partition: i32) -> Opti
             Some(code)
         }
         _ => None,
+    }
+}
+
+/// Under which index a partition is answered for; a fault that makes it another one is counted.
+fn told_index(state: &mut State, broker: usize, name: &str, partition: i32) -> i32 {
+    let suits = |fault: &Fault| matches!(fault, Fault::AnswerAs(_));
+    match state.faults.of_partition(broker, name, partition, suits) {
+        Some((index, Fault::AnswerAs(other))) => {
+            state.faults.count(&[index]);
+            other
+        }
+        _ => partition,
     }
 }
 
@@ -362,7 +375,8 @@ pub(crate) fn offset_for_leader_epoch(
             let current_epoch = if version >= 2 { r.i32()? } else { -1 };
             let epoch = r.i32()?;
             r.skip_tags()?;
-            let answer = EpochEndOffset::default().with_partition(partition);
+            let told = told_index(state, broker, name, partition);
+            let answer = EpochEndOffset::default().with_partition(told);
             if let Some(code) = refusal(state, broker, name, partition) {
                 partitions.push(answer.with_error_code(code));
                 continue;

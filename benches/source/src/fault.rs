@@ -85,6 +85,8 @@ pub enum Fault {
 
     /// ListOffsets and OffsetForLeaderEpoch: answers with an error code.
     RefuseQuestions(i16),
+    /// ListOffsets and OffsetForLeaderEpoch: answers under another partition index.
+    AnswerAs(i32),
 
     // Of a frame.
     /// Sends the first half of an answer and closes the connection.
@@ -162,6 +164,8 @@ impl Fault {
                 | Fault::LocalStart(_)
                 | Fault::OffsetForTime(_)
                 | Fault::EpochEnd { .. }
+                | Fault::RefuseQuestions(_)
+                | Fault::AnswerAs(_)
         )
     }
 

@@ -14,7 +14,7 @@ use net::{Api, Connection, ErrorCode, NetError};
 use storage::log::Log;
 
 use super::Fetcher;
-use crate::check::{Comparison, Epochs, SourceLog, judge_epochs};
+use crate::check::{AskedEpoch, Comparison, Epochs, SourceLog, judge_epochs};
 use crate::control::{Event, FaultCode, Start};
 use crate::limits::CHECKS_PER_REQUEST;
 use crate::partition::Partition;
@@ -71,7 +71,7 @@ impl Fetcher {
 
     /// Asks for the member's records, or first for its last batch to compare. That the source's
     /// epochs part from ours, and where, is believed once the last batch is seen to be another.
-    fn start_member(&mut self, key: u32, parted: Option<i64>) {
+    pub(super) fn start_member(&mut self, key: u32, parted: Option<i64>) {
         let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
         let Some(log) = partition.log() else { return };
@@ -185,7 +185,8 @@ impl Fetcher {
             if let Some(epoch) = positions.last_epoch {
                 let end = positions.received.0.offset;
                 let partition = Rc::clone(&member.partition);
-                asking.push(EpochCheck { key: *key, partition, log, epoch, end });
+                let asked = AskedEpoch { epoch, end, below: None };
+                asking.push(EpochCheck { key: *key, partition, log, asked });
             }
         }
         for _ in 0..EPOCH_STEPS_MAX {
@@ -194,18 +195,18 @@ impl Fetcher {
             }
             let questions: Vec<EpochQuestion<'_>> = asking
                 .iter()
-                .map(|EpochCheck { partition, epoch, .. }| EpochQuestion {
+                .map(|EpochCheck { partition, asked, .. }| EpochQuestion {
                     topic: &partition.key.topic,
                     partition: partition.key.partition,
                     leader_epoch: partition.leader.get().map_or(-1, |leader| leader.epoch),
-                    epoch: *epoch,
+                    epoch: asked.epoch,
                 })
                 .collect();
             let answers = connection.epoch_ends(&questions).await?;
             drop(questions);
             let mut again = Vec::new();
             for (check, answer) in asking.into_iter().zip(answers) {
-                let EpochCheck { key, partition, log, epoch, end } = check;
+                let EpochCheck { key, partition, log, asked } = check;
                 let theirs = match answer {
                     Ok(theirs) => (theirs.epoch, theirs.end_offset),
                     Err(code) => {
@@ -213,20 +214,23 @@ impl Fetcher {
                         continue;
                     }
                 };
-                let ours = (log.positions().log_start_offset, end);
-                match judge_epochs(epoch, ours, theirs, |epoch| log.end_offset_for_epoch(epoch)) {
+                let start = log.positions().log_start_offset;
+                let judged =
+                    judge_epochs(asked, start, theirs, |epoch| log.end_offset_for_epoch(epoch));
+                match judged {
                     Epochs::Agree => {}
                     Epochs::Diverged { common_end } => drop(parted.insert(key, common_end)),
                     Epochs::Senseless => {
                         let (epoch_there, end_there) = theirs;
                         let reason = format!(
-                            "the source says that of the epochs up to {epoch} its last is \
-                             {epoch_there} and ends at offset {end_there}, which makes no sense"
+                            "the source says that of the epochs up to {} its last is \
+                             {epoch_there} and ends at offset {end_there}, which makes no sense",
+                            asked.epoch
                         );
                         self.wait_and_retry(key, reason);
                     }
-                    Epochs::Older { epoch, common_end } => {
-                        again.push(EpochCheck { key, partition, log, epoch, end: common_end });
+                    Epochs::Older(asked) => {
+                        again.push(EpochCheck { key, partition, log, asked });
                     }
                 }
             }
@@ -270,9 +274,7 @@ struct EpochCheck {
     key: u32,
     partition: Rc<Partition>,
     log: Rc<Log>,
-    epoch: i32,
-    /// Where the epoch ends here.
-    end: i64,
+    asked: AskedEpoch,
 }
 
 /// One answer for each partition, in order, from who leads them.

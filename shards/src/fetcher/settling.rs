@@ -10,7 +10,7 @@ use storage::limits::BATCH_BYTES_MAX;
 use storage::log::{Log, LogError};
 
 use super::{Fetcher, Kind};
-use crate::check::Compared;
+use crate::check::{Compared, Decision, decide};
 use crate::control::{Event, FaultCode};
 use crate::limits::BAD_BATCHES_MAX;
 use crate::partition::Partition;
@@ -41,6 +41,9 @@ impl Fetcher {
         }
         for (key, stepped) in outcome.stepped.drain(..) {
             self.settle_step(key, stepped);
+        }
+        for (key, start) in outcome.begun_late.drain(..) {
+            self.begin_earlier(key, start);
         }
         for key in outcome.moved.drain(..) {
             // What is about to be taken back was no progress.
@@ -95,33 +98,30 @@ impl Fetcher {
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
         let parted = match std::mem::replace(&mut member.stage, Stage::Appending) {
             Stage::Comparing(comparison) => comparison.parted(),
-            Stage::Appending | Stage::Stepping { .. } => None,
+            Stage::Stepping { parted, .. } => parted,
+            Stage::Appending => None,
         };
         let ours = partition.log().map_or(0, |log| log.positions().received.0.offset);
         let last = partition.log().and_then(|log| log.last_batch());
         let records_end = last.map_or(ours, |last| last.last_offset + 1);
-        match (compared, parted) {
-            (Compared::Same | Compared::Cleaned, Some(common_end)) if records_end <= common_end => {
-                // It has all records of the copy, but not the gap that the copy ends with: others
-                // may lie there by now. Nothing is lost by going back to where it begins.
-                self.cut(key, common_end, None, None);
-            }
-            (Compared::Same | Compared::Cleaned, Some(common_end)) => {
+        match decide(compared, parted, records_end) {
+            Decision::LeaveGap { common_end } => self.cut(key, common_end, None, None),
+            Decision::Contradiction { common_end } => {
                 let reason = format!(
                     "the source says that its leader epochs part from the copy's at offset \
                      {common_end}, the copy goes to {ours}; but it has the copy's last batch"
                 );
                 self.wait_and_retry(key, reason);
             }
-            (_, Some(common_end)) => self.diverged(key, common_end),
-            (Compared::NotYet, None) => {
+            Decision::Diverged { common_end } => self.diverged(key, common_end),
+            Decision::Wait => {
                 let reason = format!(
                     "what the source calls committed ends before the copy's last batch, the copy \
                      goes to {ours}; waiting for it"
                 );
                 self.wait_and_retry(key, reason);
             }
-            (Compared::Same | Compared::Cleaned | Compared::Gone, None) => {
+            Decision::GoOn => {
                 partition.set_unchecked(false);
                 partition.known(self.asked_at);
                 partition.asked_anew(ring::wall_ms());
@@ -131,7 +131,7 @@ impl Fetcher {
                 self.watch_end(key, &partition);
                 self.want(key);
             }
-            (Compared::Different, None) => {
+            Decision::Another => {
                 let reason = format!(
                     "the source holds other records than the copy before offset {ours}: the topic \
                      was recreated, or its log was replaced"
@@ -261,6 +261,18 @@ impl Fetcher {
             partition.failed(reason, ring::random(), ring::wall_ms());
         }
         self.cut(key, began_at, None, None);
+    }
+
+    /// A copy without records begins anew where the source's log does.
+    fn begin_earlier(&mut self, key: u32, start: i64) {
+        let Some(partition) = self.owned(key) else { return };
+        let begun = partition.log().map_or(0, |log| log.positions().log_start_offset);
+        let reason = format!(
+            "the source says that its log begins at offset {start}; the copy, which has no \
+             records yet, was begun at {begun}, and begins anew"
+        );
+        partition.failed(reason, ring::random(), ring::wall_ms());
+        self.cut(key, start, None, None);
     }
 
     /// Cuts a log back, on a task of its own: it must come to its end whatever becomes of this

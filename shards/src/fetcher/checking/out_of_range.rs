@@ -2,8 +2,8 @@
 //!
 //! A follower of Kafka's own takes the leader's word: it cuts its log to the leader's end, or
 //! begins anew at its start (`fetchOffsetAndTruncate`). Here one answer moves nothing: a log end
-//! below ours needs leader epochs that part from ours, too, and a log start beyond ours a fetch
-//! that finds it.
+//! below ours needs leader epochs that part from ours, too, and our last batch out of range or
+//! another one there; a log start beyond ours needs a fetch that finds it.
 
 use std::rc::Rc;
 
@@ -56,19 +56,34 @@ impl Fetcher {
                     self.wait_and_retry(key, reason);
                 }
                 OutOfRange::InRange => self.in_range(key, theirs),
-                OutOfRange::Gap { source_start } => self.step_to(key, source_start),
+                OutOfRange::Gap { source_start } => self.step_to(key, source_start, None),
                 OutOfRange::BeyondEnd => beyond.push((key, theirs)),
             }
         }
         let keys: Vec<u32> = beyond.iter().map(|(key, _)| *key).collect();
         let parted = self.compare_epochs(connection, &keys).await?;
         for (key, theirs) in beyond {
-            match parted.get(&key) {
-                Some(common_end) => self.diverged(key, *common_end),
+            match parted.get(&key).copied() {
+                Some(common_end) if self.is_comparing(key) => self.diverged(key, common_end),
+                Some(common_end) => self.compare_last(key, common_end),
                 None => self.ends_below(key, theirs),
             }
         }
         Ok(())
+    }
+
+    /// Whether it was the copy's last batch that was out of range.
+    fn is_comparing(&self, key: u32) -> bool {
+        matches!(self.member(key).map(|member| &member.stage), Some(Stage::Comparing(_)))
+    }
+
+    /// The source is said to have lost what we have: our last batch is looked at there, or found to
+    /// be out of range as well, before anything is cut.
+    fn compare_last(&mut self, key: u32, common_end: i64) {
+        if let Some(partition) = self.owned(key) {
+            partition.set_unchecked(true);
+            self.start_member(key, Some(common_end));
+        }
     }
 
     /// The source does not answer a question about a partition. Unlike a fetch a question has no
@@ -86,13 +101,15 @@ impl Fetcher {
     /// that has grown past our end since: nothing is taken before our last batch was compared.
     fn in_range(&mut self, key: u32, theirs: SourceLog) {
         let Some(partition) = self.owned(key) else { return };
-        let asked = match self.member(key).map(|member| &member.stage) {
-            Some(Stage::Comparing(comparison)) => comparison.ours().base_offset,
-            _ => partition.log().map_or(0, |log| log.positions().received.0.offset),
+        let (asked, parted) = match self.member(key).map(|member| &member.stage) {
+            Some(Stage::Comparing(comparison)) => {
+                (comparison.ours().base_offset, comparison.parted())
+            }
+            _ => (partition.log().map_or(0, |log| log.positions().received.0.offset), None),
         };
         if asked < theirs.start {
             // Our last batch was deleted there.
-            return self.settle_comparison(key, Compared::Gone);
+            return self.step_to(key, theirs.start, parted);
         }
         partition.set_unchecked(true);
         let reason = format!("the source says that offset {asked} is out of range; and {theirs}");
@@ -123,19 +140,19 @@ impl Fetcher {
         self.wait_and_retry(key, reason);
     }
 
-    /// The source's log is said to begin beyond our end. It is looked at there before anything
-    /// follows from that.
-    fn step_to(&mut self, key: u32, to: i64) {
+    /// The source's log is said to begin beyond our end, or our last batch. It is looked at there
+    /// before anything follows from that.
+    fn step_to(&mut self, key: u32, to: i64, parted: Option<i64>) {
         let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
-        if let Stage::Stepping { to: before } = member.stage {
+        if let Stage::Stepping { to: before, .. } = member.stage {
             let reason = format!(
                 "the source says that its log begins at offset {to}; but {before}, where it was \
                  said to begin, is out of range"
             );
             return self.wait_and_retry(key, reason);
         }
-        member.stage = Stage::Stepping { to };
+        member.stage = Stage::Stepping { to, parted };
         let wanted = Wanted {
             fetch_offset: to,
             last_fetched_epoch: -1,
@@ -152,8 +169,12 @@ impl Fetcher {
         let Some(log) = partition.log() else { return };
         let Stepped { to, theirs } = stepped;
         let ours = log.positions().received.0.offset;
-        let there = ours < theirs.start && theirs.start <= to && to <= theirs.end;
-        if !there {
+        let there = theirs.start <= to && to <= theirs.end;
+        let last = log.last_batch().map_or(ours, |last| last.base_offset);
+        if there && last < theirs.start && theirs.start <= ours {
+            return self.settle_comparison(key, Compared::Gone);
+        }
+        if !there || theirs.start <= ours {
             let reason = format!(
                 "the source says that offset {ours} is out of range and its log begins at {to}; \
                  and {theirs}"
