@@ -55,14 +55,21 @@ impl Files {
         let text = read_small(&path).await?;
         let written = text.and_then(|text| names::parse_metadata(&String::from_utf8(text).ok()?));
         let found = written.or(known);
+        let mut abandoned = false;
         if let (Some(found), Some(wanted)) = (found, settings.topic_id)
             && found != wanted
         {
-            return Err(LogError::TopicId { found, wanted });
+            // A folder alone, which a crash may leave of a log that was begun, keeps nobody out.
+            abandoned = known.is_none() && self.list().await?.is_empty();
+            if !abandoned {
+                return Err(LogError::TopicId { found, wanted });
+            }
         }
-        settings.topic_id = found.or(settings.topic_id);
-        if written.is_some() {
-            return Ok(());
+        if !abandoned {
+            settings.topic_id = found.or(settings.topic_id);
+            if written.is_some() {
+                return Ok(());
+            }
         }
         at(&self.folder, ring::fs::create_dir_all(&self.folder).await)?;
         let Some(id) = settings.topic_id else { return Ok(()) };

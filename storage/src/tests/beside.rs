@@ -2,8 +2,8 @@
 //! the producers at a segment's start. Lost or garbled they are made anew from all batches.
 
 use super::*;
-use crate::index;
 use crate::names::{EPOCHS_FILE, METADATA_FILE};
+use crate::{index, names};
 
 /// How a file is hurt.
 pub type Hurt = fn(&Path);
@@ -139,5 +139,24 @@ fn whose_a_log_is_stands_in_the_checkpoint_too() {
         assert_eq!(recovered.positions.received.0.offset, 3);
         store.close().await;
         assert_eq!(fs::read(&file).unwrap(), text, "{name}");
+    });
+}
+
+#[test]
+fn a_folder_that_a_crash_left_alone_is_nobodys() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let folder = id(0).folder(&path);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(METADATA_FILE), names::format_metadata([1; 16])).unwrap();
+        let store = store(&path).await;
+        let with = LogSettings { topic_id: Some([2; 16]), ..settings() };
+        let (log, recovered) = open(&store, with).await;
+        assert!(recovered.new);
+        respond(&log, &testing::run(0..3, 100), 4000).unwrap();
+        store.close().await;
+        let text = fs::read_to_string(folder.join(METADATA_FILE)).unwrap();
+        assert_eq!(names::parse_metadata(&text), Some([2; 16]));
     });
 }
