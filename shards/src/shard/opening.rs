@@ -108,9 +108,16 @@ impl Shard {
             topic: Arc::clone(&assign.key.topic),
             partition: assign.key.partition,
         };
-        let exists = self.existing.borrow().contains(&id);
-        if !exists && start.is_none() {
-            return Ok(());
+        // Only the disk knows: another shard may have made it or deleted it since the start.
+        if start.is_none() {
+            match ring::fs::exists(id.folder(&assign.data_dir)).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => {
+                    let reason = format!("{}: looking for its log: {error}", partition.key);
+                    return Err(OpenError { reason, no_room: false });
+                }
+            }
         }
         let Some(data_dir) = self.data_dir(partition) else {
             let reason = format!("{} is no data directory", assign.data_dir.display());
@@ -132,10 +139,9 @@ impl Shard {
             return Err(OpenError { reason, no_room: false });
         }
         let _opening = Opening::begin(partition);
-        match self.store.open_log(id.clone(), settings).await {
+        match self.store.open_log(id, settings).await {
             Ok((log, recovered)) => {
                 tell(partition, &recovered);
-                self.existing.borrow_mut().insert(id);
                 partition.unopened.set(false);
                 partition.set_log(Some(log));
                 Ok(())
