@@ -49,3 +49,28 @@ fn where_a_copy_begins_anew_is_asked_of_the_source_whoever_had_the_one_before() 
     world.until_caught_up(MINUTE);
     assert_eq!(world.partition("orders", 0).log_start, 160);
 }
+
+/// Its folder is made before there is a segment in it that says where it begins.
+#[test]
+fn where_a_copy_begins_is_not_lost_with_a_process_that_dies_when_it_had_just_been_told() {
+    for power in [false, true] {
+        for micros in (0..20_000).step_by(2_000) {
+            let mut world = World::new(Faults::none(), &[], settings(), 16 << 20);
+            world.cluster.add_topic(orders()).expect("adds");
+            world.cluster.delete_records("orders", 0, 320).expect("deletes");
+            world.follow(orders());
+            world.tell_leaders();
+            world.assign(64 << 20);
+            world.sim.run_for(Duration::from_micros(micros));
+            if power {
+                world.crash();
+            }
+            world.restart(|_| {});
+            world.cluster.append("orders", 0, 2).expect("appends");
+            world.sim.run_for(Duration::from_secs(5));
+            let partition = world.partition("orders", 0);
+            let found = (partition.state, partition.log_start, partition.received);
+            assert_eq!(found, (PartitionState::Active, 320, 352), "{power} {micros} µs");
+        }
+    }
+}

@@ -131,6 +131,7 @@ impl Shard {
             batch_bytes_max: link.batch_bytes_max,
             undo_window: link.undo_window,
             start_offset_if_new: start.unwrap_or(0),
+            only_existing: start.is_none(),
         };
         // Whoever waited for its source, or for its turn, may have lost it meanwhile: the log would
         // be nobody's, and stay open. From here on who takes it away waits.
@@ -144,6 +145,11 @@ impl Shard {
                 tell(partition, &recovered);
                 partition.unopened.set(false);
                 partition.set_log(Some(log));
+                Ok(())
+            }
+            Err(LogError::Absent) => {
+                partition.unopened.set(false);
+                partition.set_log(None);
                 Ok(())
             }
             Err(LogError::State(LogState::DiskFull)) => {
