@@ -280,6 +280,7 @@ fn a_shard_that_does_not_confirm_the_barrier_changes_nothing() {
             (outcome.ending, outcome.code.as_str()),
             (Ending::Failed, "flush_barrier_failed")
         );
+        assert!(outcome.reason.contains("fetched no more"), "{}", outcome.reason);
         assert_eq!(house.state("orders"), Some(TopicState::Active));
         house.shards[1].0.mute.set(false);
         assert_eq!(house.verb(Verb::Failover, None).await.ending, Ending::Done);
