@@ -291,7 +291,7 @@ fn tell(partition: &Partition, recovered: &Recovered) {
             flushed_offset = positions.flushed.0.offset,
             cut_bytes = recovered.torn_bytes,
             removed_segments = recovered.removed_segments,
-            "what a crash left behind the last whole batch had not been flushed: it is fetched again"
+            "what a crash left behind the last whole batch was not flushed; it is fetched again"
         );
     }
 }
