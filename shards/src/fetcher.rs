@@ -9,6 +9,7 @@
 
 mod below_end;
 mod checking;
+mod in_touch;
 mod settling;
 mod shared;
 mod silence;
@@ -151,8 +152,9 @@ impl Fetcher {
                 let _ = ring::timeout(IDLE_PAUSE, self.shared.changed()).await;
                 continue;
             }
-            if self.recheck_until.is_none() {
-                self.link.wait_for_rate(self.shared.kind).await;
+            self.wait_for_rate(&mut connection).await?;
+            if !self.fresh.is_empty() || self.session.wanted_count() == 0 {
+                continue;
             }
             let reserved = self.reserve().await;
             if self.is_out_of_touch(&connection) {
@@ -178,22 +180,6 @@ impl Fetcher {
         let reserved = self.link.reserve(bytes).await;
         self.shared.starved.set(None);
         reserved
-    }
-
-    /// Whether topics that are asked for by name could have been made anew unseen, since the last
-    /// answer is too long ago.
-    fn is_out_of_touch(&self, connection: &Connection) -> bool {
-        let apart = ring::now() - self.answered_at;
-        apart > OUT_OF_TOUCH_AFTER && self.recheck_until.is_none() && !self.asks_by_id(connection)
-    }
-
-    /// Whether the next answer goes on where the last batches were compared after a long pause.
-    /// Until it has come nothing waits for the rate: that would be the next long pause.
-    fn is_rechecked(&self) -> bool {
-        let comparing = |member: &Member| matches!(member.stage, Stage::Comparing(_));
-        self.recheck_until.is_some_and(|until| {
-            ring::now() > until || !self.members.iter().flatten().any(comparing)
-        })
     }
 
     /// One request and its answer.

@@ -5,14 +5,13 @@ mod opening;
 mod status;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 
 use ring::{Share, SocketWatch, Task, spawn};
-use storage::names::LogId;
 use storage::store::{Store, StoreConfig};
 use storage::verify::Verifier;
 use thiserror::Error;
@@ -107,8 +106,6 @@ pub struct Shard {
     /// Partitions whose logs were opened again after a repair.
     pub reopened: RefCell<Vec<Rc<Partition>>>,
     store: Rc<Store>,
-    /// Logs that are on disk.
-    existing: RefCell<HashSet<LogId>>,
     links: RefCell<BTreeMap<Arc<str>, Rc<Link>>>,
     partitions: RefCell<BTreeMap<PartitionKey, Rc<Partition>>>,
     uids: Cell<u64>,
@@ -146,7 +143,6 @@ pub async fn run(
     let mut settings = StoreConfig::new(index, config.boot.clone());
     settings.flush_interval = config.flush_interval;
     let store = Store::open(settings).await.map_err(|error| format!("shard {index}: {error}"))?;
-    let existing = config.boot.partitions().iter().map(|found| found.id.clone()).collect();
     let shard = Rc::new(Shard {
         config,
         budget: Rc::default(),
@@ -156,7 +152,6 @@ pub async fn run(
         verifying: RefCell::default(),
         reopened: RefCell::default(),
         store,
-        existing: RefCell::new(existing),
         links: RefCell::default(),
         partitions: RefCell::default(),
         uids: Cell::new(0),

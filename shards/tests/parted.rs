@@ -81,7 +81,8 @@ fn a_topic_made_anew_while_the_disk_was_full_is_compared_with_the_copy() {
     assert_eq!(world.partition("orders", 0).received, before, "two logs are mixed");
 }
 
-/// The rate limit keeps a link from asking for so long that a topic can go and come again unseen.
+/// The rate limit keeps a link from asking for records for so long that a topic can go and come
+/// again between two requests.
 #[test]
 fn a_topic_made_anew_between_two_requests_is_compared_with_the_copy() {
     let bulk = TopicSpec::new("bulk", 1, 0).with_batches(3, 20_000, 16);
@@ -94,6 +95,7 @@ fn a_topic_made_anew_between_two_requests_is_compared_with_the_copy() {
         status.partitions.iter().any(|p| &*p.key.topic == "bulk" && p.received >= 16)
     });
     world.cluster.delete_topic("orders").expect("deletes");
+    world.sim.run_for(Duration::from_secs(5));
     world.cluster.add_topic(orders(8, 5)).expect("adds");
     world.until("the fault", MINUTE, |status| {
         status.partitions.iter().any(|p| p.state == PartitionState::Faulted(FaultCode::Diverged))

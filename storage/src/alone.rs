@@ -90,7 +90,10 @@ impl Log {
     /// Nothing is appended until it is dropped. None: another is alone with the log already.
     pub(crate) fn begin_alone(&self) -> Option<Alone<'_>> {
         let mut inner = self.inner.borrow_mut();
-        let free = !std::mem::replace(&mut inner.mending, true);
-        free.then_some(Alone(self))
+        // Not made at all if it is not to be had: its end would be that of the other.
+        match std::mem::replace(&mut inner.mending, true) {
+            false => Some(Alone(self)),
+            true => None,
+        }
     }
 }

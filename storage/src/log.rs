@@ -45,6 +45,8 @@ pub struct LogSettings {
     pub undo_window: Duration,
     /// Where a new log begins.
     pub start_offset_if_new: i64,
+    /// None is made: nobody knows yet where a new one begins.
+    pub only_existing: bool,
     /// Index of the data directory.
     pub data_dir: usize,
 }
@@ -59,6 +61,7 @@ impl Default for LogSettings {
             batch_bytes_max: 16 << 20,
             undo_window: Duration::from_secs(24 * 60 * 60),
             start_offset_if_new: 0,
+            only_existing: false,
             data_dir: 0,
         }
     }
@@ -143,6 +146,9 @@ pub enum LogError {
         /// Asked for.
         wanted: [u8; 16],
     },
+    /// There is none, and none is to be made.
+    #[error("there is no such log")]
+    Absent,
     /// It is open already.
     #[error("the log is open already")]
     Open,

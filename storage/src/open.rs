@@ -82,7 +82,7 @@ pub(crate) async fn open(
     if let Some(entry) = entry.filter(|entry| entry.suspect && said_now(entry)) {
         volume.make_durable(&id, Entry { turn: claim.turn, ..entry }).await?;
     }
-    let failures = volume.flush_failures();
+    let (failures, only_existing) = (volume.flush_failures(), settings.only_existing);
     let (opened, recovered) = load(&files, settings, entry, until).await.map_err(|error| {
         match error {
             // What lies beside the segments could not be made anew. As after a crash, another
@@ -95,6 +95,10 @@ pub(crate) async fn open(
             error => error,
         }
     })?;
+    // A folder alone, which a crash may leave, does not say where its log begins.
+    if recovered.new && only_existing {
+        return Err(LogError::Absent);
+    }
     let memory = Rc::clone(memory);
     let log = Log::new(id, claim.turn, Rc::clone(volume), memory, opened.into_inner(0));
     claim.keep();

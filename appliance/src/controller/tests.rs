@@ -280,6 +280,7 @@ fn a_shard_that_does_not_confirm_the_barrier_changes_nothing() {
             (outcome.ending, outcome.code.as_str()),
             (Ending::Failed, "flush_barrier_failed")
         );
+        assert!(outcome.reason.contains("fetched no more"), "{}", outcome.reason);
         assert_eq!(house.state("orders"), Some(TopicState::Active));
         house.shards[1].0.mute.set(false);
         assert_eq!(house.verb(Verb::Failover, None).await.ending, Ending::Done);
@@ -410,5 +411,26 @@ fn a_store_that_fails_changes_nothing() {
         }
         assert_eq!(house.state("orders"), Some(TopicState::Active));
         assert_eq!(house.link().shown().0.name(), "ACTIVE");
+    });
+}
+
+#[test]
+fn a_deletion_is_not_said_to_be_done_while_a_log_cannot_be_opened() {
+    run(async {
+        let house = copied().await;
+        house.shards.iter().for_each(|shard| shard.0.sick.set(true));
+        let all = || vec![topic("orders", 1, 3), topic("users", 2, 1), topic("new", 5, 2)];
+        house.kafka.answer(all());
+        house.rounds(2).await;
+        house.kafka.answer(vec![topic("orders", 1, 3), topic("users", 2, 1)]);
+        let outcome = house.ask(Verb::Delete, Some(&["new"]), false, true).await;
+        assert_eq!((outcome.ending, outcome.code.as_str()), (Ending::Failed, "files_remain"));
+        assert!(house.state("new").is_some(), "what is left of it is not forgotten");
+        house.shards.iter().for_each(|shard| shard.0.sick.set(false));
+        let outcome = house.ask(Verb::Delete, Some(&["new"]), false, true).await;
+        assert_eq!((outcome.ending, outcome.code.as_str()), (Ending::Done, "deleted"));
+        assert_eq!(house.state("new"), None);
+        let removed = |shard: &Shard| shard.0.files_removed.borrow().len();
+        assert_eq!(house.shards.iter().map(removed).sum::<usize>(), 2);
     });
 }

@@ -100,7 +100,6 @@ impl Shard {
             self.partitions.borrow_mut().insert(key, partition);
             return Err(Refused { reason });
         }
-        self.existing.borrow_mut().remove(log.id());
         Ok(())
     }
 }

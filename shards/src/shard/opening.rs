@@ -108,9 +108,16 @@ impl Shard {
             topic: Arc::clone(&assign.key.topic),
             partition: assign.key.partition,
         };
-        let exists = self.existing.borrow().contains(&id);
-        if !exists && start.is_none() {
-            return Ok(());
+        // Only the disk knows: another shard may have made it or deleted it since the start.
+        if start.is_none() {
+            match ring::fs::exists(id.folder(&assign.data_dir)).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => {
+                    let reason = format!("{}: looking for its log: {error}", partition.key);
+                    return Err(OpenError { reason, no_room: false });
+                }
+            }
         }
         let Some(data_dir) = self.data_dir(partition) else {
             let reason = format!("{} is no data directory", assign.data_dir.display());
@@ -124,6 +131,7 @@ impl Shard {
             batch_bytes_max: link.batch_bytes_max,
             undo_window: link.undo_window,
             start_offset_if_new: start.unwrap_or(0),
+            only_existing: start.is_none(),
         };
         // Whoever waited for its source, or for its turn, may have lost it meanwhile: the log would
         // be nobody's, and stay open. From here on who takes it away waits.
@@ -132,12 +140,16 @@ impl Shard {
             return Err(OpenError { reason, no_room: false });
         }
         let _opening = Opening::begin(partition);
-        match self.store.open_log(id.clone(), settings).await {
+        match self.store.open_log(id, settings).await {
             Ok((log, recovered)) => {
                 tell(partition, &recovered);
-                self.existing.borrow_mut().insert(id);
                 partition.unopened.set(false);
                 partition.set_log(Some(log));
+                Ok(())
+            }
+            Err(LogError::Absent) => {
+                partition.unopened.set(false);
+                partition.set_log(None);
                 Ok(())
             }
             Err(LogError::State(LogState::DiskFull)) => {
@@ -279,7 +291,7 @@ fn tell(partition: &Partition, recovered: &Recovered) {
             flushed_offset = positions.flushed.0.offset,
             cut_bytes = recovered.torn_bytes,
             removed_segments = recovered.removed_segments,
-            "what a crash left behind the last whole batch had not been flushed: it is fetched again"
+            "what a crash left behind the last whole batch was not flushed; it is fetched again"
         );
     }
 }

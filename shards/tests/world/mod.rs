@@ -42,6 +42,7 @@ pub struct World {
     pub cluster: Cluster,
     pub settings: LinkSettings,
     pub executor: ExecutorId,
+    boot: Boot,
     commands: mpsc::Sender<Command>,
     events: mpsc::Receiver<Event>,
     /// What it told, but for stale metadata.
@@ -134,7 +135,7 @@ impl World {
         let broker = sim.executor_on(machine, memory(64 << 20));
         let allowed = Rc::new(Allowed::default());
         sim.spawn_on(broker, Share::Serve, serve(desk, Rc::clone(&allowed))).detach();
-        let (executor, commands, events) = start_shard(&mut sim, faults, memory_bytes);
+        let (executor, boot, commands, events) = start_shard(&mut sim, faults, memory_bytes);
         let topics = topics.to_vec();
         let connections_peak = 0;
         let mut world = World {
@@ -142,6 +143,7 @@ impl World {
             cluster,
             settings,
             executor,
+            boot,
             commands,
             events,
             seen: Vec::new(),
@@ -165,12 +167,30 @@ impl World {
         self.sim.kill(self.executor);
         meanwhile(&mut self.sim);
         let started = start_shard(&mut self.sim, Faults::none(), 16 << 20);
-        (self.executor, self.commands, self.events) = started;
+        (self.executor, self.boot, self.commands, self.events) = started;
         self.link();
+    }
+
+    /// From now on another shard of the same process is meant; the one before runs on.
+    pub fn other_shard(&mut self) {
+        let started = run_shard(&mut self.sim, 1, self.boot.clone(), 16 << 20);
+        let before;
+        (self.executor, before, self.events) = {
+            let (executor, commands, events) = started;
+            (executor, std::mem::replace(&mut self.commands, commands), events)
+        };
+        // Its end would be the shard's.
+        std::mem::forget(before);
+        self.tell(Command::Link { link: LINK.into(), settings: self.settings.clone() });
+        self.tell_leaders();
     }
 
     /// Gives it all partitions, with segments of so many bytes.
     pub fn assign(&mut self, segment_bytes: u32) {
+        self.assign_in_mode(segment_bytes, &Mode::Replicate);
+    }
+
+    pub fn assign_in_mode(&mut self, segment_bytes: u32, mode: &Mode) {
         let mut partitions = Vec::new();
         for topic in &self.topics {
             for partition in 0..topic.partitions {
@@ -178,7 +198,7 @@ impl World {
                     key: self.key(&topic.name, partition),
                     topic_id: self.topic_id(&topic.name),
                     data_dir: PathBuf::from(DATA),
-                    mode: Mode::Replicate,
+                    mode: mode.clone(),
                     segment_bytes,
                     segment_ms: i64::MAX,
                 });
@@ -327,15 +347,23 @@ fn memory(arena_bytes: usize) -> Config {
     Config { arena_bytes, operations_max: 4096, ..Config::small() }
 }
 
-type Started = (ExecutorId, mpsc::Sender<Command>, mpsc::Receiver<Event>);
+type Started = (ExecutorId, Boot, mpsc::Sender<Command>, mpsc::Receiver<Event>);
 
 fn start_shard(sim: &mut Simulation, faults: Faults, memory_bytes: usize) -> Started {
     let boot = sim.run(async { Boot::prepare_simulated(&[DATA.into()]).await });
     sim.set_faults(faults);
+    let boot = boot.expect("a data directory");
+    let (executor, commands, events) = run_shard(sim, 0, boot.clone(), memory_bytes);
+    (executor, boot, commands, events)
+}
+
+type Running = (ExecutorId, mpsc::Sender<Command>, mpsc::Receiver<Event>);
+
+fn run_shard(sim: &mut Simulation, index: u16, boot: Boot, memory_bytes: usize) -> Running {
     let config = ShardConfig {
-        index: 0,
+        index,
         memory_bytes,
-        boot: boot.expect("a data directory"),
+        boot,
         flush_interval: Duration::from_millis(200),
         client_id: "world".into(),
         helper_cores: Vec::new(),

@@ -58,12 +58,24 @@ impl Link {
         if marked.is_empty() {
             return Ok(());
         }
-        let owned = {
+        // A shard knows nothing of what it could not open, files included.
+        self.open_refused(Some(&marked)).await;
+        let (owned, unopened) = {
             let state = self.state.borrow();
-            let keys = marked.iter().flat_map(|name| self.owned(name, &state.topics[name]));
-            keys.collect::<Vec<_>>()
+            let (mut owned, mut unopened) = (Vec::new(), Vec::new());
+            for name in &marked {
+                let topic = &state.topics[name];
+                for (shard, key) in self.owned(name, topic) {
+                    match topic.refused.get(&key.partition) {
+                        None => owned.push((shard, key)),
+                        Some(reason) => unopened.push((key, reason.clone())),
+                    }
+                }
+            }
+            (owned, unopened)
         };
-        let failures = self.shared.shards.delete(owned).await;
+        let mut failures = self.shared.shards.delete(owned).await;
+        failures.extend(unopened);
         for (key, error) in failures.iter().take(NAMED_MAX) {
             let (link, topic, partition) = (&*key.link, &*key.topic, key.partition);
             tracing::error!(link, topic, partition, error, "files could not be removed");

@@ -100,14 +100,15 @@ impl Link {
         };
         // Those whose failover had begun keep the ends that were written then.
         self.free_reserve(RESERVE_BYTES_FOR_THE_STORE).await;
-        let mut ends = self.seal(&fresh).await?;
+        let mut ends = self.seal(&fresh).await.map_err(sealed_already)?;
         self.free_reserve(0).await;
         let change = if whole { LinkChange::Pause } else { LinkChange::None };
         self.store_topics(&fresh, change, |name, record| {
             record.become_state(TopicState::FailingOver, None, wall_ms());
             record.ends = ends.remove(name).unwrap_or_default();
         })
-        .await?;
+        .await
+        .map_err(|error| sealed_already(error.into()))?;
         if whole {
             self.silence().await?;
         }
@@ -198,4 +199,13 @@ impl Link {
         tracing::warn!(link = &**self.name(), topics = begun.len(), "finishing a failover begun");
         self.set_topics(&begun, TopicState::FailedOver, LinkChange::None).await
     }
+}
+
+/// A shard that was told to seal never goes back by itself, though nothing of it is written.
+fn sealed_already(failed: Outcome) -> Outcome {
+    let reason = format!(
+        "{}: what is sealed is fetched no more until then, or until the node is started again",
+        failed.reason
+    );
+    Outcome { reason, ..failed }
 }

@@ -88,7 +88,7 @@ impl Fetcher {
 
     /// The source does not answer a question about a partition. Unlike a fetch a question has no
     /// offset that could be out of range.
-    pub(super) fn question_refused(&mut self, key: u32, code: ErrorCode) {
+    pub(in crate::fetcher) fn question_refused(&mut self, key: u32, code: ErrorCode) {
         match code.meaning() {
             Meaning::OffsetOutOfRange => {
                 self.wait_and_retry(key, format!("the source answered {code}"));
