@@ -189,7 +189,11 @@ pub(crate) async fn load(
             // It is not what was flushed. Reading tells what is wrong: from the beginning, for the
             // transactions that are open at the end are not those at a segment's start.
             Last::Other => {
-                let within = verdict.end.bytes > 0;
+                // Nor are they known at a segment's start without the snapshot there.
+                let base = verdict.end.segment;
+                let known = found.segments.first().is_some_and(|first| first.base == base)
+                    || read_snapshot(files, base).await?.is_some();
+                let within = verdict.end.bytes > 0 && known;
                 found.read_from = if within { ReadFrom::Segment } else { ReadFrom::Start };
                 loading = Loading { scanned_bytes: loading.scanned_bytes, ..begin() };
                 verdict = loading.recover(&found).await?;

@@ -25,6 +25,7 @@ use std::ops::Range;
 
 use crate::check::AppendError;
 use crate::checkpoint::{Entry, Replay};
+use crate::index::fits;
 use crate::position::Place;
 use crate::seal::Seal;
 
@@ -304,7 +305,9 @@ impl Recovery {
             // Behind its end zeros are what a repair leaves that a crash cut short; elsewhere they
             // are where batches were.
             let zeros = scanned.stopped == Stopped::Zeros && place.offset != next_base;
-            if next_base < place.offset || zeros || is_bad(&scanned.stopped) {
+            // It may be left empty only where the next records lie too far off for it.
+            let emptied = place.bytes == 0 && fits(base, next_base) && next_base > base;
+            if next_base < place.offset || zeros || emptied || is_bad(&scanned.stopped) {
                 return self.fail(place, place.bytes.saturating_add(1), describe(&scanned.stopped));
             }
             self.verdict.reseal.push((base, next_base));

@@ -20,6 +20,7 @@ mod crash;
 mod format;
 mod found;
 mod lowered;
+mod matrix;
 mod owners;
 pub mod repair;
 mod rules;

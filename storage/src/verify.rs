@@ -12,7 +12,7 @@
 use std::cell::Cell;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ring::{BLOCK, Class, File, Instant, Lease, OpenOptions};
@@ -320,7 +320,9 @@ impl Part {
                 })
                 .await;
             // How long a file was that is gone is not known.
-            let ends = self.end.bytes == u64::MAX && scanned.stopped == Stopped::End;
+            let ends = self.end.bytes == u64::MAX
+                && scanned.stopped == Stopped::End
+                && scanned.place.bytes > 0;
             let whole = ends || scanned.place.bytes == self.end.bytes;
             let other_epoch =
                 self.last_epoch.zip(epoch).is_some_and(|(ours, theirs)| ours != theirs);
@@ -471,6 +473,8 @@ impl Log {
             return None;
         }
         let bytes = match ring::fs::size(&path).await {
+            // How long it was, only its seal said.
+            Ok(bytes) if is_cut_short(&path, corrupt.bytes.start, bytes).await => u64::MAX,
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => u64::MAX,
             Err(_) => return None,
@@ -504,6 +508,22 @@ impl Log {
         self.changed.notify();
         new
     }
+}
+
+/// Whether the batch that begins at a place of a file goes on behind the file's end.
+async fn is_cut_short(path: &Path, at: u64, file_bytes: u64) -> bool {
+    let head = 12;
+    if at + head > file_bytes {
+        return true;
+    }
+    let Ok(file) = File::open(path, OpenOptions::READ).await else { return false };
+    let lease = ring::lease(BLOCK, Class::Control).await;
+    let (read, lease) = file.read_at(at, lease).await;
+    if !read.is_ok_and(|read| read as u64 >= head) {
+        return false;
+    }
+    let length = i32::from_be_bytes(lease[8..12].try_into().expect("four bytes"));
+    length > 0 && at + head + length as u64 > file_bytes
 }
 
 fn sealed_part(seal: Seal, path: PathBuf) -> Part {

@@ -54,6 +54,10 @@ impl Files {
         let path = self.folder.join(METADATA_FILE);
         let text = read_small(&path).await?;
         let written = text.and_then(|text| names::parse_metadata(&String::from_utf8(text).ok()?));
+        // Where the checkpoint says what the source says, the file is not what was written: no
+        // checksum covers it.
+        let agreed = known.filter(|_| known == settings.topic_id);
+        let written = written.filter(|written| agreed.is_none_or(|agreed| agreed == *written));
         let found = written.or(known);
         let mut abandoned = false;
         if let (Some(found), Some(wanted)) = (found, settings.topic_id)
