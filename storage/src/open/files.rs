@@ -159,6 +159,15 @@ pub(super) async fn find(
         let index_bytes = INDEXES.map(|kind| length(kind, entry.replay.place.segment));
         let first = first.unwrap_or_default();
         read_from = where_to_read(files, &entry, first, index_bytes).await?;
+        // One that is shorter than where its reading would begin is read from its start.
+        let place = entry.replay.place;
+        let is_short = |s: &FoundSegment| s.base == place.segment && s.bytes < place.bytes;
+        if first < place.segment
+            && segments.iter().any(is_short)
+            && read_snapshot(files, place.segment).await?.is_none()
+        {
+            read_from = ReadFrom::Start;
+        }
         // As there, of the sealed ones that have to be read.
         let sealed = segments.iter().filter(|s| first < s.base && s.base < entry.flushed.segment);
         for segment in sealed.filter(|segment| !segment.is_as_sealed()) {

@@ -31,6 +31,16 @@ fn a_transaction_begins_where_it_began_though_the_last_batch_and_the_snapshot_ar
     assert_eq!(result, Ok(()));
 }
 
+/// The same where its last segment ends before where its reading would begin.
+#[test]
+fn a_transaction_begins_where_it_began_though_the_segment_is_cut_short_and_its_snapshot_lost() {
+    let result = hurt(Ended::Unsealed, |made| {
+        let base = made.segments.last().unwrap().0;
+        vec![(file(base, Kind::Log), How::Cut(3710)), (file(base, Kind::Snapshot), How::Cut(0))]
+    });
+    assert_eq!(result, Ok(()));
+}
+
 /// What an emptied segment held looked like a gap of the source's.
 #[test]
 fn an_emptied_segment_without_a_seal_is_damage() {
