@@ -148,10 +148,11 @@ fn mend(sim: &mut Simulation) -> Result<(), String> {
         if result.is_ok() && log.state() != LogState::Healthy {
             result = Err(format!("after the repair: {:?}", log.state()));
         }
-        if result.is_ok() && end < END {
-            if let Err(error) = respond(&log, &batches(end..END), 3000) {
-                result = Err(format!("not appended: {error}"));
-            }
+        if result.is_ok()
+            && end < END
+            && let Err(error) = respond(&log, &batches(end..END), 3000)
+        {
+            result = Err(format!("not appended: {error}"));
         }
         if result.is_ok() && log.flush().await.is_err() {
             result = Err("not flushed".to_owned());
