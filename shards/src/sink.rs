@@ -313,6 +313,12 @@ impl RecordSink for Sink<'_> {
         }
     }
 
+    async fn keep_pace(&mut self) {
+        if let Now::Appending(appending) = &self.now {
+            appending.log.keep_pace().await;
+        }
+    }
+
     fn lend(&mut self, remaining: usize) -> Option<Lease> {
         if let Now::Appending(appending) = &self.now
             && !appending.is_lost()

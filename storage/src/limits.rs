@@ -25,6 +25,13 @@ pub const WRITES_IN_FLIGHT_MAX: usize = 32;
 /// Writes in flight per partition.
 pub const WRITES_PER_LOG_MAX: usize = 8;
 
+/// Bytes on their way to a data directory's device, of one shard, before more are received: what a
+/// fast device has finished within 7 ms. Beyond, memory comes back too cold from it: with 32 MiB
+/// and more each byte took a fifth more of a processor's time (benches/RESULTS.md, 2026-11-22).
+pub const AHEAD_BYTES_MAX: u64 = 16 << 20;
+/// A device that has finished no write for so long is not waited for.
+pub const STANDSTILL: Duration = Duration::from_millis(5);
+
 /// The smallest append buffer.
 pub const CHUNK_BYTES_MIN: usize = 4096;
 /// The largest append buffer: as much as one fetch brings of one partition, so that it is one

@@ -303,6 +303,12 @@ impl Log {
         self.inner.borrow_mut().active.chain.expect(bytes);
     }
 
+    /// Waits while too much of what came before is on its way to the device, but not for one that
+    /// stands still: what bounds that is memory.
+    pub async fn keep_pace(&self) {
+        self.volume.keep_pace(self).await;
+    }
+
     /// Memory for up to `want` bytes to come, in one piece; ask again for more. None: no memory
     /// now, or the log takes nothing.
     pub fn lend(&self, want: usize) -> Option<Lease> {

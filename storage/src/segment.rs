@@ -99,6 +99,13 @@ pub struct Write {
     pub pieces: Gather,
 }
 
+impl Write {
+    /// How many bytes.
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.len() as u64).sum()
+    }
+}
+
 /// The end of a batch that is not known to be written yet.
 struct Mark {
     bytes: u64,

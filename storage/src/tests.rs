@@ -22,6 +22,7 @@ mod found;
 mod lowered;
 mod matrix;
 mod owners;
+mod paced;
 pub mod repair;
 mod rules;
 mod sides;

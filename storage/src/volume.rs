@@ -1,5 +1,5 @@
 //! A data directory as one shard sees it: its writes, its background work, its flush cycle
-//! ([`flush`]).
+//! ([`flush`]), and how far receiving may run ahead of its writes ([`pace`]).
 //!
 //! Nothing here belongs to one partition, so an idle partition costs no task and no timer: logs
 //! with something to write stand in one list, logs with something to prepare in another, and
@@ -29,6 +29,7 @@ use crate::signal::Signal;
 use crate::work::at;
 
 pub mod flush;
+mod pace;
 
 /// A data directory.
 pub struct Volume {
@@ -44,6 +45,7 @@ pub struct Volume {
     deadlines: RefCell<VecDeque<(Instant, Rc<Log>)>>,
     deadline_set: Signal,
     in_flight: Cell<usize>,
+    pace: pace::Pace,
     work: RefCell<VecDeque<Rc<Log>>>,
     work_added: Signal,
     dirty: RefCell<Vec<Rc<Log>>>,
@@ -103,6 +105,7 @@ impl Volume {
             deadlines: RefCell::default(),
             deadline_set: Signal::default(),
             in_flight: Cell::new(0),
+            pace: pace::Pace::default(),
             work: RefCell::default(),
             work_added: Signal::default(),
             dirty: RefCell::default(),
@@ -333,6 +336,11 @@ impl Volume {
         }
     }
 
+    /// Waits while too much of what came before is on its way to the device.
+    pub(crate) async fn keep_pace(&self, log: &Log) {
+        self.pace.keep(|| log.unsent_bytes()).await;
+    }
+
     /// Starts writes until nothing is due or enough are in flight.
     fn pump(self: &Rc<Self>) {
         while self.in_flight.get() < WRITES_IN_FLIGHT_MAX {
@@ -340,6 +348,7 @@ impl Volume {
             log.flags.queued.set(false);
             while let Some(write) = log.next_write() {
                 self.in_flight.set(self.in_flight.get() + 1);
+                self.pace.begin(write.bytes());
                 let task = Rc::clone(self).write(Rc::clone(&log), write);
                 spawn(Share::Replicate, task).detach();
                 if self.in_flight.get() >= WRITES_IN_FLIGHT_MAX {
@@ -364,14 +373,14 @@ impl Volume {
     }
 
     async fn write(self: Rc<Self>, log: Rc<Log>, write: Write) {
-        let (segment, flight) = (write.segment, write.flight);
-        let bytes: usize = write.pieces.iter().map(|piece| piece.len()).sum();
+        let (segment, flight, bytes) = (write.segment, write.flight, write.bytes());
         let result = self.write_whole(&log, write).await;
         self.in_flight.set(self.in_flight.get() - 1);
+        self.pace.end(bytes);
         if result.is_ok() {
             let mut counters = self.counters.borrow_mut();
             counters.writes += 1;
-            counters.write_bytes += bytes as u64;
+            counters.write_bytes += bytes;
         }
         log.write_completed(segment, flight, result);
         self.touch(&log);

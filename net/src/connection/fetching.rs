@@ -209,6 +209,9 @@ impl Connection {
         left: usize,
         sink: &mut S,
     ) -> Result<(), NetError> {
+        let begun = ring::now();
+        sink.keep_pace().await;
+        answer.pace.excused += ring::now().since(begun);
         let Some(lease) = sink.lend(left) else {
             return self.wait_for_memory(answer, left, sink).await;
         };

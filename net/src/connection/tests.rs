@@ -66,6 +66,8 @@ struct Collect {
     skip_rest: Option<u32>,
     lent: usize,
     memory_comes_after: Duration,
+    /// Whether it was asked if more may come.
+    paced: bool,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,7 @@ impl Collect {
             skip_rest: None,
             lent: 0,
             memory_comes_after: Duration::ZERO,
+            paced: false,
         }
     }
 
@@ -112,7 +115,12 @@ impl RecordSink for Collect {
         if self.skip == Some(key) { Take::Skip } else { Take::Records }
     }
 
+    async fn keep_pace(&mut self) {
+        self.paced = true;
+    }
+
     fn lend(&mut self, remaining: usize) -> Option<Lease> {
+        assert!(std::mem::take(&mut self.paced), "more comes without asking");
         if self.starved() {
             return None;
         }

@@ -41,6 +41,12 @@ pub trait RecordSink {
     /// A partition's head has arrived; `key` is what the caller named it in the session.
     fn partition(&mut self, key: u32, head: &PartitionHead) -> Take;
 
+    /// Completes when the sink is not too far behind with what it took before. Called before
+    /// `lend`; the source is not blamed for the time it takes.
+    fn keep_pace(&mut self) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
     /// Lends memory for the bytes that come next: at least one byte, at most `remaining`, which is
     /// what is still to come for this partition. `None` when there is no memory now.
     fn lend(&mut self, remaining: usize) -> Option<Lease>;
