@@ -134,7 +134,7 @@ impl Node {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.controller.boot().await?;
+        self.controller.boot().await;
         if let Some(error) = self.dead_shard() {
             return Err(error);
         }

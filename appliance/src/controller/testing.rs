@@ -122,6 +122,10 @@ pub(crate) struct ShardState {
     pub(crate) gate_closed: Cell<bool>,
     pub(crate) leaders: Cell<usize>,
     pub(crate) mute: Cell<bool>,
+    /// It takes no command out of its queue.
+    pub(crate) stuck: Cell<bool>,
+    /// It cannot remove the files of this partition number.
+    pub(crate) undeletable: Cell<Option<i32>>,
     pub(crate) sick: Cell<bool>,
     /// Its logs have failed.
     pub(crate) failed: Cell<bool>,
@@ -145,6 +149,9 @@ impl Shard {
 
     pub(crate) async fn run(self, mut commands: mpsc::Receiver<Command>) {
         while let Some(command) = commands.recv().await {
+            while self.0.stuck.get() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             if self.0.mute.get() {
                 continue;
             }
@@ -204,8 +211,14 @@ impl Shard {
             Command::Delete { partitions, reply } => {
                 let gone = |key: &PartitionKey| partitions.contains(key);
                 self.0.partitions.borrow_mut().retain(|key, _| !gone(key));
-                let _ = reply.send(partitions.iter().map(|_| Ok(())).collect());
-                self.0.files_removed.borrow_mut().extend(partitions);
+                let stays = |key: &PartitionKey| self.0.undeletable.get() == Some(key.partition);
+                let answer = |key: &PartitionKey| match stays(key) {
+                    true => Err(Refused { reason: "not permitted".to_owned() }),
+                    false => Ok(()),
+                };
+                let _ = reply.send(partitions.iter().map(answer).collect());
+                let removed = partitions.into_iter().filter(|key| !stays(key));
+                self.0.files_removed.borrow_mut().extend(removed);
             }
             Command::Leaders { .. } => self.0.leaders.set(self.0.leaders.get() + 1),
             Command::Status { reply, .. } => drop(reply.send(self.status())),
@@ -260,6 +273,10 @@ pub(crate) fn config(more: &str) -> Config {
 }
 
 pub(crate) async fn house(disk: Disk, kafka: Kafka, more: &str) -> House {
+    house_of(disk, kafka, config(more)).await
+}
+
+pub(crate) async fn house_of(disk: Disk, kafka: Kafka, config: Config) -> House {
     let mut shards = Vec::new();
     let mut senders = Vec::new();
     for _ in 0..2 {
@@ -269,7 +286,6 @@ pub(crate) async fn house(disk: Disk, kafka: Kafka, more: &str) -> House {
         shards.push(shard);
         senders.push(sender);
     }
-    let config = config(more);
     let (store, _thread) = Store::start(disk.clone()).expect("thread");
     let stored = records::decode(store.load().await.expect("load")).expect("records");
     let shared = Shared {
@@ -279,7 +295,7 @@ pub(crate) async fn house(disk: Disk, kafka: Kafka, more: &str) -> House {
         placement: RefCell::new(Placement::new(2, &config.node.data_dirs)),
     };
     let controller = Controller::new(shared, config, stored);
-    controller.boot().await.expect("boot");
+    controller.boot().await;
     House { disk, kafka, shards, controller }
 }
 

@@ -8,7 +8,9 @@ use super::link::{Health, Link};
 use super::observe;
 use super::records::{End, TopicRecord};
 use super::store::StoreError;
-use crate::states::{Answer, Decision, LinkMode, TopicState, Verb, decide_link, decide_topic};
+use crate::states::{
+    Answer, Decision, LinkMode, TopicState, Verb, decide_deleting, decide_link, decide_topic,
+};
 use crate::words::count;
 use keeping::LinkChange;
 use serde::{Deserialize, Serialize};
@@ -82,7 +84,7 @@ impl Outcome {
     }
 
     fn failed(code: &str, error: impl std::fmt::Display) -> Self {
-        let reason = format!("{error}; nothing is half done, run it again");
+        let reason = format!("{error}; what was done before that stays done: run it again");
         Outcome::new(Ending::Failed, Answer::new(code, reason), false)
     }
 }
@@ -113,17 +115,24 @@ impl Link {
     }
 
     async fn carry_link(&self, request: &Request) -> Result<Outcome, Outcome> {
+        // A topic whose files are half gone is none any more, and keeps nothing else waiting.
         let states: Vec<(String, TopicState)> = {
             let state = self.state.borrow();
-            state.topics.iter().map(|(name, t)| (name.clone(), t.record.state)).collect()
+            let kept = state.topics.iter().filter(|(_, topic)| !topic.record.deleting);
+            kept.map(|(name, topic)| (name.clone(), topic.record.state)).collect()
         };
         let dry_run = request.dry_run;
         let decided = decide_link(self.name(), self.mode(), &states, request.verb, request.force);
         let answer = match decided {
             Decision::Refuse(answer) => return Ok(Outcome::new(Ending::Refused, answer, dry_run)),
             Decision::Nothing(answer) => {
-                if request.verb == Verb::Resume && !dry_run {
-                    self.speak().await;
+                // What was decided may not have reached every shard, when it was.
+                match request.verb {
+                    _ if dry_run => {}
+                    Verb::Pause => self.silence().await?,
+                    Verb::Resume => self.speak().await,
+                    Verb::Delete => self.let_go().await?,
+                    Verb::Failover => {}
                 }
                 return Ok(Outcome::new(Ending::Unchanged, answer, dry_run));
             }
@@ -145,8 +154,11 @@ impl Link {
                 outcome.steps = vec!["write ACTIVE".to_owned(), "ask the source".to_owned()];
                 if !dry_run {
                     self.set_mode(LinkMode::Active, Vec::new()).await?;
-                    // What was known of the source is old.
-                    self.state.borrow_mut().health = Health::Unknown;
+                    {
+                        // What was known of the source is old: who led, and which cluster it was.
+                        let mut state = self.state.borrow_mut();
+                        (state.health, state.barred) = (Health::Unknown, true);
+                    }
                     self.speak().await;
                 }
             }
@@ -166,8 +178,7 @@ impl Link {
                 ];
                 if !dry_run {
                     self.set_mode(LinkMode::Deleted, Vec::new()).await?;
-                    self.silence().await?;
-                    self.release_all().await;
+                    self.let_go().await?;
                 }
             }
         }
@@ -186,13 +197,20 @@ impl Link {
         // What is asked for twice is done once.
         let mut seen = HashSet::new();
         for name in names {
-            let state = self.state.borrow().topics.get(name).map(|topic| topic.record.state);
-            let Some(state) = state else {
+            let known = self.state.borrow().topics.get(name).map(|topic| {
+                let record = &topic.record;
+                (record.state, record.deleting)
+            });
+            let Some((state, deleting)) = known else {
                 let reason = format!("link {} has no topic {name}", self.name());
                 let answer = Answer::new("topic_not_found", reason);
                 return Ok(Outcome::new(Ending::NotFound, answer, dry_run));
             };
-            let answer = match decide_topic(name, state, verb, request.force) {
+            let decided = match deleting {
+                true => decide_deleting(name, verb),
+                false => decide_topic(name, state, verb, request.force),
+            };
+            let answer = match decided {
                 Decision::Do(answer) => {
                     if seen.insert(name) {
                         todo.push(name.clone());
@@ -235,8 +253,11 @@ impl Link {
         let mut outcome = Outcome::new(ending, answer, dry_run);
         outcome.topics = topics;
         if todo.is_empty() {
-            if verb == Verb::Resume && !dry_run {
-                self.fetch_again(names).await;
+            match verb {
+                _ if dry_run => {}
+                Verb::Pause => self.stop_fetching(names).await?,
+                Verb::Resume => self.fetch_again(names).await,
+                Verb::Failover | Verb::Delete => {}
             }
             return Ok(outcome);
         }
@@ -255,6 +276,10 @@ impl Link {
             return Ok(());
         }
         self.set_topics(names, TopicState::Paused, LinkChange::None).await?;
+        self.stop_fetching(names).await
+    }
+
+    async fn stop_fetching(&self, names: &[String]) -> Result<(), Outcome> {
         let paused = self.shared.shards.pause(self.name(), Some(shared(names))).await;
         paused.map_err(|error| Outcome::failed("shard_failed", error))
     }
@@ -284,9 +309,19 @@ impl Link {
         paused.map_err(|error| Outcome::failed("shard_failed", error))
     }
 
+    async fn let_go(&self) -> Result<(), Outcome> {
+        self.silence().await?;
+        self.release_all().await;
+        Ok(())
+    }
+
+    /// Shards fetch once the source has said that it is the one; while it is, at once.
     async fn speak(&self) {
         self.open_refused(None).await;
-        self.open_gate().await;
+        let barred = self.state.borrow().barred;
+        if !barred {
+            self.open_gate().await;
+        }
         self.refresh_soon();
     }
 }

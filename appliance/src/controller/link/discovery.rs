@@ -253,6 +253,9 @@ impl Link {
                 let seen = seen.get(name.as_str()).copied();
                 topic.missing = if seen.is_some() { 0 } else { topic.missing.saturating_add(1) };
                 let dense = seen.is_none_or(is_dense);
+                if topic.record.deleting {
+                    return None;
+                }
                 let observation = observe(name, &topic.record, seen, topic.missing);
                 (dense && observation != Observation::Same).then(|| (name.clone(), observation))
             };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use shards::control::{FaultCode, PartitionState, Sealed};
 use storage::boot::shrink_reserve;
+use tokio::sync::oneshot;
 
 use super::keeping::LinkChange;
 use super::{Outcome, TopicOutcome, shared};
@@ -137,7 +138,10 @@ impl Link {
     async fn free_reserve(&self, left_bytes: u64) {
         let dirs: Vec<PathBuf> =
             self.shared.placement.borrow().dirs().map(Path::to_owned).collect();
-        let freed = tokio::task::spawn_blocking(move || {
+        // On a thread of its own: where names are resolved, all may be waiting for a resolver that
+        // is as dead as the source.
+        let (done, freed) = oneshot::channel::<()>();
+        let free = move || {
             for dir in dirs {
                 let free = nix::sys::statvfs::statvfs(&dir)
                     .map_or(0, |found| found.blocks_available() * found.fragment_size());
@@ -147,9 +151,12 @@ impl Link {
                     tracing::warn!(%error, dir = %dir.display(), "the reserve cannot be freed");
                 }
             }
-        });
-        if let Err(error) = freed.await {
-            tracing::warn!(%error, "the reserve cannot be freed");
+            drop(done);
+        };
+        match std::thread::Builder::new().name("reserve".to_owned()).spawn(free) {
+            // Nothing is sent: it ends, or it has died.
+            Ok(_) => drop(freed.await),
+            Err(error) => tracing::warn!(%error, "the reserve cannot be freed"),
         }
     }
 

@@ -1,0 +1,211 @@
+//! What is left when a verb, a start or a reload failed half-way, and what may be asked of it then.
+
+use super::super::testing::*;
+use super::super::*;
+use crate::states::{TopicState, Verb};
+use ::shards::control::Mode;
+use std::time::Duration;
+
+fn fail_after(house: &House, commits: Option<usize>) {
+    house.disk.0.lock().expect("lock").fail_after = commits;
+}
+
+/// `prod` and another link.
+fn with(name: &str) -> Config {
+    config(&format!("[[link]]\nname = \"{name}\"\nbootstrap_servers = [\"z:1\"]\n"))
+}
+
+/// The other link alone.
+fn without_prod(name: &str) -> Config {
+    let mut config = with(name);
+    config.links.remove(0);
+    config
+}
+
+#[test]
+fn a_failover_that_cannot_be_finished_at_a_start_keeps_the_node_from_nothing() {
+    run(async {
+        let house = copied().await;
+        fail_after(&house, Some(1));
+        assert_eq!(house.verb(Verb::Failover, Some(&["users"])).await.ending, Ending::Failed);
+        fail_after(&house, Some(0));
+        let house = house.crash("").await;
+        assert_eq!(house.state("users"), Some(TopicState::FailingOver));
+        assert_eq!(house.modes("users"), vec![Mode::Sealed]);
+        assert_eq!(house.modes("orders"), vec![Mode::Replicate; 3]);
+        fail_after(&house, None);
+        assert_eq!(house.verb(Verb::Failover, Some(&["users"])).await.ending, Ending::Done);
+    });
+}
+
+#[test]
+fn a_link_that_comes_back_while_the_store_fails_forgets_no_failover() {
+    run(async {
+        let house = copied().await;
+        assert_eq!(house.verb(Verb::Failover, Some(&["orders"])).await.ending, Ending::Done);
+        fail_after(&house, Some(1));
+        assert_eq!(house.verb(Verb::Failover, Some(&["users"])).await.ending, Ending::Failed);
+        fail_after(&house, None);
+        // The link is lost from the file over a restart, and comes back by a reload.
+        let house = house_of(house.disk, house.kafka, without_prod("two")).await;
+        fail_after(&house, Some(0));
+        let _ = house.controller.reload(with("two")).await;
+        fail_after(&house, None);
+        house.controller.reload(with("two")).await.expect("store");
+        house.rounds(3).await;
+        assert_eq!(house.state("orders"), Some(TopicState::FailedOver));
+        let house = house.crash("").await;
+        assert_eq!(house.state("orders"), Some(TopicState::FailedOver));
+        assert_eq!(house.modes("orders"), vec![Mode::Sealed; 3], "never fetched again");
+    });
+}
+
+#[test]
+fn a_link_that_was_lost_from_the_file_is_as_it_was_when_it_comes_back() {
+    run(async {
+        let house = copied().await;
+        assert_eq!(house.verb(Verb::Pause, None).await.code, "paused");
+        let house = house_of(house.disk, house.kafka, without_prod("two")).await;
+        house.controller.reload(with("two")).await.expect("store");
+        house.settle().await;
+        assert_eq!(house.link().shown().0.name(), "PAUSED");
+        assert!(house.shards.iter().all(|shard| shard.0.gate_closed.get()));
+        let known = house.link().facts().cluster_id;
+        assert_eq!(known.as_deref(), Some("cluster-a"), "another cluster is refused as before");
+    });
+}
+
+#[test]
+fn a_deleted_link_that_is_lost_from_the_file_is_gone_over_a_restart_too() {
+    run(async {
+        let house = copied().await;
+        assert_eq!(house.ask(Verb::Delete, None, false, true).await.code, "deleted");
+        let house = house_of(house.disk, house.kafka, without_prod("two")).await;
+        let house = house.crash("").await;
+        house.rounds(2).await;
+        assert_eq!(house.link().shown().0.name(), "ACTIVE");
+        assert_eq!(house.state("orders"), Some(TopicState::Active));
+    });
+}
+
+#[test]
+fn a_topic_whose_deletion_is_not_done_is_deleted_and_nothing_else() {
+    run(async {
+        let house = copied().await;
+        house.shards.iter().for_each(|shard| shard.0.undeletable.set(Some(1)));
+        let left = house.ask(Verb::Delete, Some(&["orders"]), false, true).await;
+        assert_eq!((left.ending, left.code.as_str()), (Ending::Failed, "files_remain"));
+        assert!(!left.reason.contains("nothing is half done"), "{}", left.reason);
+        for verb in [Verb::Pause, Verb::Resume, Verb::Failover] {
+            let refused = house.verb(verb, Some(&["orders"])).await;
+            assert_eq!(
+                (refused.ending, refused.code.as_str()),
+                (Ending::Refused, "topic_deleting"),
+                "{verb:?}: the next start would remove it all the same"
+            );
+        }
+        // It keeps nothing else from failing over.
+        let all = house.verb(Verb::Failover, None).await;
+        assert_eq!(all.ending, Ending::Done, "{all:?}");
+        assert_eq!(house.state("users"), Some(TopicState::FailedOver));
+        assert!(all.topics.iter().all(|topic| topic.topic != "orders"), "{all:?}");
+        house.shards.iter().for_each(|shard| shard.0.undeletable.set(None));
+        let gone = house.verb(Verb::Delete, Some(&["orders"])).await;
+        assert_eq!((gone.ending, gone.code.as_str()), (Ending::Done, "deleted"));
+        assert_eq!(house.state("orders"), None);
+    });
+}
+
+#[test]
+fn a_pause_that_one_shard_did_not_hear_reaches_the_others_and_is_said_again() {
+    run(async {
+        let house = copied().await;
+        tokio::time::pause();
+        for topics in [None, Some(&["orders", "users"][..])] {
+            let shard = &house.shards[0].0;
+            shard.stuck.set(true);
+            for _ in 0..70 {
+                house.settle().await;
+            }
+            let failed = house.verb(Verb::Pause, topics).await;
+            assert_eq!((failed.ending, failed.code.as_str()), (Ending::Failed, "shard_failed"));
+            assert!(!failed.reason.contains("nothing is half done"), "{}", failed.reason);
+            shard.stuck.set(false);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let paused = |shard: &Shard| match topics {
+                None => shard.0.gate_closed.get(),
+                Some(_) => shard.0.partitions.borrow().values().all(|mode| *mode == Mode::Paused),
+            };
+            assert!(paused(&house.shards[1]), "it answers");
+            let again = house.verb(Verb::Pause, topics).await;
+            assert_eq!((again.ending, again.code.as_str()), (Ending::Unchanged, "already_paused"));
+            assert!(house.shards.iter().all(paused), "what is said to be paused is paused");
+            house.verb(Verb::Resume, None).await;
+        }
+    });
+}
+
+#[test]
+fn of_a_node_with_a_dead_shard_the_others_are_stopped_cleanly() {
+    run(async {
+        let (dead, gone) = mpsc::channel(1);
+        let (alive, mut commands) = mpsc::channel(1);
+        drop(gone);
+        let stopped = tokio::task::spawn_local(async move { commands.recv().await.is_some() });
+        let shards = Shards::new(vec![dead, alive]);
+        assert!(shards.stop(Duration::from_secs(1)).await.is_err());
+        drop(shards);
+        assert!(stopped.await.expect("a task"), "told to stop");
+    });
+}
+
+#[test]
+fn a_failover_waits_for_no_name_that_does_not_resolve() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .expect("runtime");
+    let (resolved, resolver) = std::sync::mpsc::channel::<()>();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let house = copied().await;
+        // Where names are resolved, all are at work.
+        tokio::task::spawn_blocking(move || resolver.recv());
+        let failover = house.verb(Verb::Failover, None);
+        let outcome = tokio::time::timeout(Duration::from_secs(5), failover).await;
+        drop(resolved);
+        assert_eq!(outcome.expect("it waits for a name").ending, Ending::Done);
+    });
+}
+
+#[test]
+fn of_another_cluster_nothing_is_fetched_whatever_is_resumed() {
+    run(async {
+        let house = copied().await;
+        let is = |id: &str| {
+            let mut cluster = house.kafka.0.cluster.borrow_mut();
+            cluster.as_mut().expect("it answers").cluster_id = Some(id.to_owned());
+        };
+        let closed = || house.shards.iter().all(|shard| shard.0.gate_closed.get());
+        is("cluster-b");
+        house.rounds(2).await;
+        assert!(closed());
+        assert_eq!(house.verb(Verb::Resume, None).await.code, "already_active");
+        house.settle().await;
+        assert!(closed(), "what answers there is still another cluster");
+        house.verb(Verb::Pause, None).await;
+        house.verb(Verb::Resume, None).await;
+        house.settle().await;
+        assert!(closed(), "nobody knows yet which cluster answers");
+        house.rounds(2).await;
+        assert!(closed());
+        is("cluster-a");
+        house.kafka.0.asked.set(0);
+        let opened = async {
+            while closed() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), opened).await.expect("it is the one");
+    });
+}
