@@ -4,6 +4,7 @@
 //! (503 until booted) → links → READY. A stop goes the other way: links and sockets first, then the
 //! shards flush and seal, within `node.stop_timeout`.
 
+mod dirs;
 mod node;
 
 use crate::config::{Config, ConfigError};
@@ -25,6 +26,13 @@ pub enum BootError {
         /// Why.
         source: std::io::Error,
     },
+    /// A data folder that was in use before has nothing of ours.
+    #[error(
+        "the data folder {} was in use before, and is empty now: mount its disk. If that is lost, \
+         name another, empty folder in its place; what was on it can be deleted then, and is \
+         copied anew", .0.display()
+    )]
+    DataDirLost(PathBuf),
     /// The data folders are not ours, or damaged.
     #[error(transparent)]
     Data(#[from] storage::boot::BootError),
@@ -68,7 +76,11 @@ impl BootError {
                 );
                 twice || matches!(error, Data::Overlap(..) | Data::Checksum)
             }
-            Self::DataDir { .. } | Self::Store(_) | Self::Shard(_) | Self::Listen(_) => false,
+            Self::DataDir { .. }
+            | Self::DataDirLost(_)
+            | Self::Store(_)
+            | Self::Shard(_)
+            | Self::Listen(_) => false,
             Self::Io(_) | Self::StopLate(_) => false,
         }
     }
