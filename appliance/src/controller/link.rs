@@ -65,7 +65,7 @@ pub struct Topic {
     pub shards: Vec<usize>,
     /// Partitions whose shard could not open them, and why. Tried again by `resume`.
     pub refused: BTreeMap<i32, String>,
-    /// Answers in a row that left it out.
+    /// Answers in a row that left it out, or some of its partitions.
     missing: u32,
 }
 

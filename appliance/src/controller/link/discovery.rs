@@ -251,7 +251,11 @@ impl Link {
             let mut state = self.state.borrow_mut();
             let look = |(name, topic): (&String, &mut Topic)| {
                 let seen = seen.get(name.as_str()).copied();
-                topic.missing = if seen.is_some() { 0 } else { topic.missing.saturating_add(1) };
+                let known = topic.record.partitions.len();
+                let whole =
+                    |seen: &SourceTopic| seen.error.is_some() || seen.partitions.len() >= known;
+                let there = seen.is_some_and(whole);
+                topic.missing = if there { 0 } else { topic.missing.saturating_add(1) };
                 let dense = seen.is_none_or(is_dense);
                 if topic.record.deleting {
                     return None;

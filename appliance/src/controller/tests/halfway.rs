@@ -209,3 +209,22 @@ fn of_another_cluster_nothing_is_fetched_whatever_is_resumed() {
         tokio::time::timeout(Duration::from_secs(20), opened).await.expect("it is the one");
     });
 }
+
+#[test]
+fn one_answer_of_a_broker_that_lags_behind_faults_no_topic() {
+    run(async {
+        let house = copied().await;
+        let others = |partitions| vec![topic("orders", 1, partitions), topic("users", 2, 1)];
+        house.kafka.answer(others(5));
+        house.rounds(2).await;
+        assert_eq!(house.modes("orders"), vec![Mode::Replicate; 5]);
+        house.kafka.answer(others(3));
+        house.rounds(1).await;
+        house.kafka.answer(others(5));
+        house.rounds(1).await;
+        assert_eq!(house.state("orders"), Some(TopicState::Active));
+        house.kafka.answer(others(3));
+        house.rounds(4).await;
+        assert_eq!(house.code("orders").as_deref(), Some("partitions_decreased"));
+    });
+}
