@@ -41,19 +41,27 @@ impl Link {
                 continue;
             }
             let asked = Instant::now();
+            let mut stored = true;
             match self.ask_source().await {
                 Some(Ok((cluster, brokers))) => {
                     if let Err(error) = self.apply(cluster, brokers).await {
                         tracing::error!(link = &*self.name, %error, "discovery cannot be stored");
+                        stored = false;
                     }
                 }
                 Some(Err(reason)) => self.failed("source_unreachable", reason),
                 None => continue,
             }
-            let next = Instant::now() + self.next_delay();
+            let mut next = Instant::now() + self.next_delay();
+            let mut soonest = asked + REFRESH_MIN;
+            if !stored {
+                // Neither the source nor the disk gains by being asked all the time.
+                next = Instant::now() + self.state.borrow().config.metadata_interval;
+                soonest = next;
+            }
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = self.wake.notified() => sleep_until(asked + REFRESH_MIN).await,
+                () = self.wake.notified() => sleep_until(soonest).await,
             }
         }
     }
@@ -136,10 +144,11 @@ impl Link {
         if was_barred {
             self.open_gate().await;
         }
-        self.discover(&cluster).await?;
-        self.compare_known(&cluster).await?;
+        // Each by itself: what cannot be stored of one topic keeps no other from being fetched.
+        let discovered = self.discover(&cluster).await;
+        let compared = self.compare_known(&cluster).await;
         self.push_leaders(&cluster, brokers).await;
-        Ok(())
+        discovered.and(compared)
     }
 
     /// Lets the shards fetch again. That ends what control holds, too, so it is held anew: a topic

@@ -228,3 +228,36 @@ fn one_answer_of_a_broker_that_lags_behind_faults_no_topic() {
         assert_eq!(house.code("orders").as_deref(), Some("partitions_decreased"));
     });
 }
+
+#[test]
+fn a_store_that_fails_keeps_no_leader_from_the_shards() {
+    run(async {
+        let house = copied().await;
+        let told = house.shards[0].0.leaders.get();
+        fail_after(&house, Some(0));
+        let mut moved = topic("orders", 1, 3);
+        moved.partitions[1].leader = Some(2);
+        house.kafka.answer(vec![moved, topic("users", 2, 1), topic("new", 3, 1)]);
+        house.rounds(2).await;
+        assert_eq!(house.state("new"), None, "it cannot be stored");
+        assert_eq!(house.shards[0].0.leaders.get(), told + 1);
+        fail_after(&house, None);
+        house.rounds(2).await;
+        assert_eq!(house.state("new"), Some(TopicState::Active));
+    });
+}
+
+#[test]
+fn a_source_is_not_asked_without_end_while_the_store_fails() {
+    run(async {
+        let kafka = Kafka::default();
+        let house = house(Disk::default(), kafka, "").await;
+        house.rounds(1).await;
+        fail_after(&house, Some(0));
+        house.kafka.answer(vec![topic("orders", 1, 3)]);
+        house.rounds(1).await;
+        let asked = house.kafka.0.asked.get();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(house.kafka.0.asked.get() - asked < 20, "{}", house.kafka.0.asked.get() - asked);
+    });
+}
