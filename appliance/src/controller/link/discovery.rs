@@ -56,8 +56,9 @@ impl Link {
             let mut soonest = asked + REFRESH_MIN;
             if !stored {
                 // Neither the source nor the disk gains by being asked all the time.
-                next = Instant::now() + self.state.borrow().config.metadata_interval;
-                soonest = next;
+                let interval = self.state.borrow().config.metadata_interval;
+                next = asked + interval.clamp(RETRY_MIN, RETRY_MAX);
+                soonest = asked + RETRY_MIN;
             }
             tokio::select! {
                 () = sleep_until(next) => {}
@@ -141,13 +142,14 @@ impl Link {
             state.brokers = cluster.brokers.len();
             std::mem::take(&mut state.barred)
         };
-        if was_barred {
-            self.open_gate().await;
-        }
         // Each by itself: what cannot be stored of one topic keeps no other from being fetched.
         let discovered = self.discover(&cluster).await;
         let compared = self.compare_known(&cluster).await;
         self.push_leaders(&cluster, brokers).await;
+        if was_barred {
+            // By now nobody goes by who led before.
+            self.open_gate().await;
+        }
         discovered.and(compared)
     }
 
