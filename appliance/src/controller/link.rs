@@ -265,6 +265,11 @@ impl Link {
         self.state.borrow().record.mode
     }
 
+    /// Whether nothing is to be decided of it any more.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
     fn may_run(&self) -> bool {
         may_talk(self.mode()) && !self.retired.get()
     }

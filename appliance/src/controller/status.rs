@@ -356,6 +356,10 @@ impl<'a> Snapshot<'a> {
                     view.code = Some(code.name().to_owned());
                     view.reason = Some(reason.clone());
                 }
+                let silent = self.statuses.get(*shard).is_some_and(Option::is_none);
+                if silent && view.reason.is_none() {
+                    view.reason = Some(format!("shard {shard}, which has it, does not answer"));
+                }
                 if let Some(decided) = decided {
                     view.state = decided.to_owned();
                     view.retry_at_ms = None;
@@ -473,7 +477,7 @@ fn totals<'a>(partitions: impl Iterator<Item = &'a PartitionView>) -> Totals {
         let troubled = matches!(
             partition.state.as_str(),
             "FAULTED" | "CORRUPT" | "DISK_FULL" | "MEMORY_SHORT"
-        );
+        ) || (partition.state == "UNKNOWN" && partition.reason.is_some());
         totals.troubled_partitions += usize::from(troubled);
     }
     totals

@@ -102,6 +102,11 @@ impl Link {
     /// but the person would have no answer.
     pub async fn carry(&self, request: &Request) -> Outcome {
         let _turn = self.turn.lock().await;
+        if self.is_retired() {
+            let reason = format!("link {} was taken out, or the node is stopping", self.name());
+            let answer = Answer::new("link_gone", reason);
+            return Outcome::new(Ending::Failed, answer, request.dry_run);
+        }
         let outcome = match &request.topics {
             Some(topics) => self.carry_topics(topics, request).await,
             None => self.carry_link(request).await,

@@ -261,3 +261,50 @@ fn a_source_is_not_asked_without_end_while_the_store_fails() {
         assert!(house.kafka.0.asked.get() - asked < 20, "{}", house.kafka.0.asked.get() - asked);
     });
 }
+
+#[test]
+fn partitions_of_a_shard_that_does_not_answer_are_in_trouble() {
+    run(async {
+        let house = copied().await;
+        house.shards[1].0.mute.set(true);
+        let statuses = house.controller.shared().shards.status(None).await;
+        let rates = status::Rates::default();
+        let snapshot = status::Snapshot::new(&statuses, &rates);
+        let node = snapshot.node(&house.controller, status::Depth::Partitions);
+        assert_eq!(node.links[0].totals.troubled_partitions, 2);
+        let topics = node.links[0].topics.iter().flatten();
+        let all = topics.flat_map(|topic| topic.partitions.iter().flatten());
+        for partition in all.filter(|partition| partition.shard == 1) {
+            assert_eq!(partition.state, "UNKNOWN");
+            let reason = partition.reason.as_deref();
+            assert_eq!(reason, Some("shard 1, which has it, does not answer"));
+        }
+    });
+}
+
+#[test]
+fn a_verb_that_waited_until_its_link_was_gone_changes_nothing() {
+    run(async {
+        let house = copied().await;
+        assert_eq!(house.verb(Verb::Failover, None).await.ending, Ending::Done);
+        let link = house.link();
+        let turn = link.turn.lock().await;
+        let removed = tokio::task::spawn_local({
+            let controller = house.controller.clone();
+            async move { controller.reload(without_prod("two")).await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let waiting = tokio::task::spawn_local({
+            let link = link.clone();
+            let request = Request { verb: Verb::Delete, topics: None, dry_run: false, force: true };
+            async move { link.carry(&request).await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(turn);
+        removed.await.expect("a task").expect("store");
+        let outcome = waiting.await.expect("a task");
+        assert_eq!((outcome.ending, outcome.code.as_str()), (Ending::Failed, "link_gone"));
+        let kept = house.disk.0.lock().expect("lock").records.contains_key("link/prod");
+        assert!(!kept, "or the next link of that name is a deleted one");
+    });
+}
