@@ -15,6 +15,9 @@ use std::rc::Rc;
 
 /// Shortest time over which a rate is worth computing.
 const RATE_WINDOW_MIN_MS: i64 = 500;
+/// Of a partition that its shard has sealed while its topic has not failed over.
+const SEALED_ONLY: &str = "a failover that failed has sealed it, and it is fetched no more: run it \
+                           again, or start the node again to go on copying";
 
 /// The whole node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -360,6 +363,12 @@ impl<'a> Snapshot<'a> {
                 if silent && view.reason.is_none() {
                     view.reason = Some(format!("shard {shard}, which has it, does not answer"));
                 }
+                if !over && status.is_some_and(|status| status.state == PartitionState::Sealed) {
+                    view.reason = Some(match topic.record.deleting {
+                        true => "it is being deleted".to_owned(),
+                        false => SEALED_ONLY.to_owned(),
+                    });
+                }
                 if let Some(decided) = decided {
                     view.state = decided.to_owned();
                     view.retry_at_ms = None;
@@ -476,7 +485,7 @@ fn totals<'a>(partitions: impl Iterator<Item = &'a PartitionView>) -> Totals {
         }
         let troubled = matches!(
             partition.state.as_str(),
-            "FAULTED" | "CORRUPT" | "DISK_FULL" | "MEMORY_SHORT"
+            "FAULTED" | "CORRUPT" | "DISK_FULL" | "MEMORY_SHORT" | "SEALED"
         ) || (partition.state == "UNKNOWN" && partition.reason.is_some());
         totals.troubled_partitions += usize::from(troubled);
     }

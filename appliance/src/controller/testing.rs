@@ -228,10 +228,11 @@ impl Shard {
     }
 
     pub(crate) fn status(&self) -> ShardStatus {
-        let status = |key: &PartitionKey| PartitionStatus {
+        let status = |(key, mode): (&PartitionKey, &Mode)| PartitionStatus {
             key: key.clone(),
             state: match self.0.failed.get() {
                 true => PartitionState::Faulted(::shards::control::FaultCode::LocalLog),
+                false if *mode == Mode::Sealed => PartitionState::Sealed,
                 false => PartitionState::Active,
             },
             unopened: false,
@@ -252,7 +253,7 @@ impl Shard {
             bytes_received: 1000,
             leader: Some(1),
         };
-        let partitions = self.0.partitions.borrow().keys().map(status).collect();
+        let partitions = self.0.partitions.borrow().iter().map(status).collect();
         ShardStatus { partitions, ..Default::default() }
     }
 }

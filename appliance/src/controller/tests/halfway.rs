@@ -308,3 +308,28 @@ fn a_verb_that_waited_until_its_link_was_gone_changes_nothing() {
         assert!(!kept, "or the next link of that name is a deleted one");
     });
 }
+
+#[test]
+fn what_a_failed_failover_has_sealed_is_in_trouble_until_it_is_run_again() {
+    run(async {
+        let house = copied().await;
+        fail_after(&house, Some(0));
+        assert_eq!(house.verb(Verb::Failover, None).await.ending, Ending::Failed);
+        fail_after(&house, None);
+        let view = async || {
+            let statuses = house.controller.shared().shards.status(None).await;
+            let rates = status::Rates::default();
+            let snapshot = status::Snapshot::new(&statuses, &rates);
+            snapshot.topic_of(&house.link(), "orders").expect("it is known")
+        };
+        let orders = view().await;
+        assert_eq!((orders.state.as_str(), orders.totals.troubled_partitions), ("ACTIVE", 3));
+        let partition = &orders.partitions.expect("partitions")[0];
+        assert_eq!(partition.state, "SEALED");
+        let reason = partition.reason.as_deref().unwrap_or_default();
+        assert!(reason.contains("run it again"), "{reason}");
+        assert_eq!(house.verb(Verb::Failover, None).await.ending, Ending::Done);
+        let orders = view().await;
+        assert_eq!((orders.state.as_str(), orders.totals.troubled_partitions), ("FAILED_OVER", 0));
+    });
+}
