@@ -16,8 +16,9 @@ use std::rc::Rc;
 /// Shortest time over which a rate is worth computing.
 const RATE_WINDOW_MIN_MS: i64 = 500;
 /// Of a partition that its shard has sealed while its topic has not failed over.
-const SEALED_ONLY: &str = "a failover that failed has sealed it, and it is fetched no more: run it \
-                           again, or start the node again to go on copying";
+pub(super) const SEALED_ONLY: &str = "a failover that failed has sealed it, and it is fetched no \
+                                      more: run the failover again, or start the node again to go \
+                                      on copying";
 
 /// The whole node.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -141,7 +141,8 @@ impl Shard {
 
     pub(crate) fn set(&self, topics: &Option<Vec<Arc<str>>>, mode: &Mode) {
         for (key, known) in self.0.partitions.borrow_mut().iter_mut() {
-            if topics.as_ref().is_some_and(|topics| topics.contains(&key.topic)) {
+            let named = topics.as_ref().is_some_and(|topics| topics.contains(&key.topic));
+            if named && *known != Mode::Sealed {
                 *known = mode.clone();
             }
         }

@@ -7,6 +7,7 @@ mod keeping;
 use super::link::{Health, Link};
 use super::observe;
 use super::records::{End, TopicRecord};
+use super::status::SEALED_ONLY;
 use super::store::StoreError;
 use crate::states::{
     Answer, Decision, LinkMode, TopicState, Verb, decide_deleting, decide_link, decide_topic,
@@ -14,7 +15,7 @@ use crate::states::{
 use crate::words::count;
 use keeping::LinkChange;
 use serde::{Deserialize, Serialize};
-use shards::control::Command;
+use shards::control::{Command, PartitionState, PartitionStatus};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -261,7 +262,7 @@ impl Link {
             match verb {
                 _ if dry_run => {}
                 Verb::Pause => self.stop_fetching(names).await?,
-                Verb::Resume => self.fetch_again(names).await,
+                Verb::Resume => self.fetch_again(names).await?,
                 Verb::Failover | Verb::Delete => {}
             }
             return Ok(outcome);
@@ -295,16 +296,25 @@ impl Link {
             return Ok(());
         }
         self.set_topics(names, TopicState::Active, LinkChange::None).await?;
-        self.fetch_again(names).await;
-        Ok(())
+        self.fetch_again(names).await
     }
 
-    async fn fetch_again(&self, names: &[String]) {
+    async fn fetch_again(&self, names: &[String]) -> Result<(), Outcome> {
         self.open_refused(Some(names)).await;
         let (link, topics) = (self.name(), shared(names));
         let command = || Command::Resume { link: link.clone(), topics: Some(topics.clone()) };
         self.shared.shards.broadcast(command).await;
         self.refresh_soon();
+        // What a failover that failed has sealed stays so: that is not to be called copied.
+        let statuses = self.shared.shards.status(Some(self.name().clone())).await;
+        let all = statuses.iter().flatten().flat_map(|status| &status.partitions);
+        let sealed = |one: &&PartitionStatus| {
+            one.state == PartitionState::Sealed && names.iter().any(|name| **name == *one.key.topic)
+        };
+        match all.filter(sealed).map(|one| &one.key).next() {
+            Some(key) => Err(Outcome::failed("sealed", format!("{key}: {SEALED_ONLY}"))),
+            None => Ok(()),
+        }
     }
 
     /// Nothing goes to the source any more: neither from control nor from a shard.

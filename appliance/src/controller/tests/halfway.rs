@@ -327,7 +327,9 @@ fn what_a_failed_failover_has_sealed_is_in_trouble_until_it_is_run_again() {
         let partition = &orders.partitions.expect("partitions")[0];
         assert_eq!(partition.state, "SEALED");
         let reason = partition.reason.as_deref().unwrap_or_default();
-        assert!(reason.contains("run it again"), "{reason}");
+        assert!(reason.contains("run the failover again"), "{reason}");
+        let resumed = house.verb(Verb::Resume, Some(&["orders"])).await;
+        assert_eq!((resumed.ending, resumed.code.as_str()), (Ending::Failed, "sealed"));
         assert_eq!(house.verb(Verb::Failover, None).await.ending, Ending::Done);
         let orders = view().await;
         assert_eq!((orders.state.as_str(), orders.totals.troubled_partitions), ("FAILED_OVER", 0));
