@@ -124,6 +124,8 @@ pub(crate) struct ShardState {
     pub(crate) mute: Cell<bool>,
     /// It takes no command out of its queue.
     pub(crate) stuck: Cell<bool>,
+    /// The disk of this partition number does not answer.
+    pub(crate) hung: Cell<Option<i32>>,
     /// It cannot remove the files of this partition number.
     pub(crate) undeletable: Cell<Option<i32>>,
     pub(crate) sick: Cell<bool>,
@@ -196,11 +198,13 @@ impl Shard {
                 let partitions = self.0.partitions.borrow();
                 let sealed =
                     partitions.keys().filter(|key| key.link == link && topics.contains(&key.topic));
+                let hangs = |key: &PartitionKey| self.0.hung.get() == Some(key.partition);
                 let end = |key: &PartitionKey| Sealed {
                     key: key.clone(),
                     end_offset: Some(100 + i64::from(key.partition)),
                     last_epoch: Some(3),
-                    error: None,
+                    error: hangs(key).then(|| "its disk does not answer".to_owned()),
+                    hung: hangs(key),
                 };
                 let _ = reply.send(sealed.map(end).collect());
             }

@@ -174,7 +174,7 @@ impl Link {
                     .filter(|(_, state)| state.is_live())
                     .map(|(name, _)| name)
                     .collect();
-                self.fail_over(&live, true, &mut outcome).await?;
+                self.fail_over(&live, true, false, &mut outcome).await?;
             }
             Verb::Delete => {
                 outcome.steps = vec![
@@ -270,7 +270,7 @@ impl Link {
         match verb {
             Verb::Pause => self.pause_topics(&todo, &mut outcome).await?,
             Verb::Resume => self.resume_topics(&todo, &mut outcome).await?,
-            Verb::Failover => self.fail_over(&todo, false, &mut outcome).await?,
+            Verb::Failover => self.fail_over(&todo, false, request.force, &mut outcome).await?,
             Verb::Delete => self.delete_topics(&todo, &mut outcome).await?,
         }
         Ok(outcome)

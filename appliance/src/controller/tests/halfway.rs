@@ -310,6 +310,24 @@ fn a_verb_that_waited_until_its_link_was_gone_changes_nothing() {
 }
 
 #[test]
+fn a_disk_that_hangs_is_given_up_for_all_of_the_link_and_not_unasked_for_a_topic() {
+    run(async {
+        let house = copied().await;
+        house.shards.iter().for_each(|shard| shard.0.hung.set(Some(1)));
+        let failed = house.verb(Verb::Failover, Some(&["orders"])).await;
+        let found = (failed.ending, failed.code.as_str());
+        assert_eq!(found, (Ending::Failed, "flush_barrier_failed"), "{failed:?}");
+        assert!(failed.reason.contains("orders-1: its disk"), "{}", failed.reason);
+        assert_eq!(house.state("orders"), Some(TopicState::Active));
+        let all = house.verb(Verb::Failover, None).await;
+        assert_eq!(all.ending, Ending::Done, "{all:?}");
+        let orders = &all.topics[0];
+        assert_eq!(orders.code, "failed_over_with_errors");
+        assert!(orders.ends[1].error.is_some() && orders.ends[0].error.is_none());
+    });
+}
+
+#[test]
 fn what_a_failed_failover_has_sealed_is_in_trouble_until_it_is_run_again() {
     run(async {
         let house = copied().await;

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use shards::control::{FaultCode, PartitionState, Sealed};
 use storage::boot::shrink_reserve;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::keeping::LinkChange;
 use super::{Outcome, TopicOutcome, shared};
@@ -20,6 +22,9 @@ use crate::words::count;
 const FREE_BYTES_ENOUGH: u64 = 64 << 20;
 /// What of a reserve is kept from the logs, for the metadata store to record the failover.
 const RESERVE_BYTES_FOR_THE_STORE: u64 = 4 << 20;
+
+/// How long a reserve may take to be freed.
+const FREEING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Failed partitions named in a refusal.
 const FAILED_NAMED_MAX: usize = 3;
@@ -72,6 +77,7 @@ impl Link {
         &self,
         names: &[String],
         whole: bool,
+        force: bool,
         outcome: &mut Outcome,
     ) -> Result<(), Outcome> {
         let partitions: usize = {
@@ -101,7 +107,7 @@ impl Link {
         };
         // Those whose failover had begun keep the ends that were written then.
         self.free_reserve(RESERVE_BYTES_FOR_THE_STORE).await;
-        let mut ends = self.seal(&fresh).await.map_err(sealed_already)?;
+        let mut ends = self.seal(&fresh, whole || force).await.map_err(sealed_already)?;
         self.free_reserve(0).await;
         let change = if whole { LinkChange::Pause } else { LinkChange::None };
         self.store_topics(&fresh, change, |name, record| {
@@ -154,20 +160,34 @@ impl Link {
             drop(done);
         };
         match std::thread::Builder::new().name("reserve".to_owned()).spawn(free) {
-            // Nothing is sent: it ends, or it has died.
-            Ok(_) => drop(freed.await),
+            // Nothing is sent: it ends, or it has died. A disk that hangs gives nothing back.
+            Ok(_) => drop(timeout(FREEING_PATIENCE, freed).await),
             Err(error) => tracing::warn!(%error, "the reserve cannot be freed"),
         }
     }
 
-    async fn seal(&self, names: &[String]) -> Result<BTreeMap<String, Vec<End>>, Outcome> {
+    /// Where they end. What a disk that hangs may still make safe is given up only if it is so
+    /// `urgent`.
+    async fn seal(
+        &self,
+        names: &[String],
+        urgent: bool,
+    ) -> Result<BTreeMap<String, Vec<End>>, Outcome> {
         let mut ends: BTreeMap<String, Vec<End>> = BTreeMap::new();
         if names.is_empty() {
             return Ok(ends);
         }
         let sealed = self.shared.shards.seal(self.name(), &shared(names)).await;
         let sealed = sealed.map_err(|error| Outcome::failed("flush_barrier_failed", error))?;
-        for Sealed { key, end_offset, last_epoch, error } in sealed {
+        if let Some(Sealed { key, error, .. }) = sealed.iter().find(|one| one.hung && !urgent) {
+            let why = error.as_deref().unwrap_or_default();
+            let error = format!(
+                "{key}: {why}; to end it where it was flushed last, force it, or fail over all of \
+                 the link"
+            );
+            return Err(Outcome::failed("flush_barrier_failed", error));
+        }
+        for Sealed { key, end_offset, last_epoch, error, .. } in sealed {
             let end = End { partition: key.partition, end_offset, last_epoch, error };
             ends.entry(key.topic.to_string()).or_default().push(end);
         }
