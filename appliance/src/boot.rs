@@ -4,6 +4,7 @@
 //! (503 until booted) → links → READY. A stop goes the other way: links and sockets first, then the
 //! shards flush and seal, within `node.stop_timeout`.
 
+mod dirs;
 mod node;
 
 use crate::config::{Config, ConfigError};
@@ -25,6 +26,13 @@ pub enum BootError {
         /// Why.
         source: std::io::Error,
     },
+    /// A data folder that was in use before has nothing of ours.
+    #[error(
+        "the data folder {} was in use before, and is empty now: mount its disk. If that is lost, \
+         name another, empty folder in its place; what was on it can be deleted then, and is \
+         copied anew", .0.display()
+    )]
+    DataDirLost(PathBuf),
     /// The data folders are not ours, or damaged.
     #[error(transparent)]
     Data(#[from] storage::boot::BootError),
@@ -68,7 +76,11 @@ impl BootError {
                 );
                 twice || matches!(error, Data::Overlap(..) | Data::Checksum)
             }
-            Self::DataDir { .. } | Self::Store(_) | Self::Shard(_) | Self::Listen(_) => false,
+            Self::DataDir { .. }
+            | Self::DataDirLost(_)
+            | Self::Store(_)
+            | Self::Shard(_)
+            | Self::Listen(_) => false,
             Self::Io(_) | Self::StopLate(_) => false,
         }
     }
@@ -82,16 +94,23 @@ pub fn run(config: Config, path: &Path) -> Result<(), BootError> {
     start_log();
     // What we make is for us and our group; connecting to a Unix socket takes the right to write.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
+    to_its_end(serve(config, path))?
+}
+
+/// Runs the control thread's tasks until this one has ended.
+fn to_its_end<T>(task: impl Future<Output = T>) -> std::io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Names are resolved on these; one resolver that hangs must not hold all of them.
         .max_blocking_threads(8)
         .build()?;
     let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, serve(config, path));
+    let result = local.block_on(&runtime, task);
     // Tasks that hold sockets and handles go before the runtime does.
     drop(local);
-    result
+    // A name that does not resolve would hold up the stop for as long as its resolver likes.
+    runtime.shutdown_background();
+    Ok(result)
 }
 
 fn start_log() {
@@ -125,16 +144,23 @@ async fn serve(config: Config, path: &Path) -> Result<(), BootError> {
     }
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
-    loop {
-        tokio::select! {
-            () = stop_asked(&mut signals.terminate, &mut signals.interrupt) => break,
-            _ = signals.hang_up.recv() => reload(&node, path).await,
-            died = node.watch() => {
-                tracing::error!(%died, "stopping, since a part is dead");
-                let _ = node.stop().await;
-                return Err(died);
-            }
+    // One after the other, and beside the rest: a reload waits for the verbs of its links, while
+    // the watchdog and an order to stop wait for nobody.
+    let reloads = async {
+        while signals.hang_up.recv().await.is_some() {
+            reload(&node, path).await;
         }
+        std::future::pending::<()>().await;
+    };
+    let died = tokio::select! {
+        () = stop_asked(&mut signals.terminate, &mut signals.interrupt) => None,
+        () = reloads => None,
+        died = node.watch() => Some(died),
+    };
+    if let Some(died) = died {
+        tracing::error!(%died, "stopping, since a part is dead");
+        let _ = node.stop().await;
+        return Err(died);
     }
     tracing::info!("stopping");
     notify(&[NotifyState::Stopping]);
@@ -191,5 +217,23 @@ async fn stop_asked(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_stop_waits_for_no_name_that_does_not_resolve() {
+        let begun = Instant::now();
+        let resolver = || std::thread::sleep(Duration::from_secs(5));
+        let ended = to_its_end(async move {
+            tokio::task::spawn_blocking(resolver);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        });
+        ended.expect("a runtime");
+        assert!(begun.elapsed() < Duration::from_secs(4));
     }
 }

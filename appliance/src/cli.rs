@@ -197,27 +197,40 @@ fn verb(verb: Verb, arguments: &VerbArguments) -> Result<u8, Stop> {
     };
     let mut worst = DONE;
     for link in block_on(links_meant(&client, verb, arguments))? {
-        let path = format!("/v1/links/{link}/{}", verb.name());
-        let (status, answer) = block_on(client.post(&path, &body))?;
-        let code = match status {
-            200 | 409 | 404 | 503 if answer.get("ending").is_some() => {
-                let outcome: Outcome = parse(&answer)?;
-                match arguments.json {
-                    true => json(&outcome),
-                    false => say(&say::outcome(&link, &outcome)),
-                }
-                match outcome.ending {
-                    Ending::Done | Ending::Unchanged => DONE,
-                    Ending::Refused => REFUSED,
-                    Ending::NotFound => NOT_FOUND,
-                    Ending::Failed => FAILED,
-                }
-            }
-            _ => return Err(client::refused(status, &answer)),
-        };
+        // One that does not answer, or not as it should, keeps no other waiting.
+        let code = verb_on(&client, &link, verb, &body, arguments.json).unwrap_or_else(|stop| {
+            eprintln!("understudy: {link}: {}", stop.reason);
+            stop.code
+        });
         worst = worst.max(code);
     }
     Ok(worst)
+}
+
+fn verb_on(
+    client: &Client,
+    link: &str,
+    verb: Verb,
+    body: &VerbBody,
+    as_json: bool,
+) -> Result<u8, Stop> {
+    let path = format!("/v1/links/{link}/{}", verb.name());
+    let (status, answer) = block_on(client.post(&path, body))?;
+    match status {
+        200 | 409 | 404 | 503 if answer.get("ending").is_some() => {}
+        _ => return Err(client::refused(status, &answer)),
+    }
+    let outcome: Outcome = parse(&answer)?;
+    match as_json {
+        true => json(&outcome),
+        false => say(&say::outcome(link, &outcome)),
+    }
+    Ok(match outcome.ending {
+        Ending::Done | Ending::Unchanged => DONE,
+        Ending::Refused => REFUSED,
+        Ending::NotFound => NOT_FOUND,
+        Ending::Failed => FAILED,
+    })
 }
 
 /// The link named, the only one there is, or, for `failover --all` alone, every link: at three in

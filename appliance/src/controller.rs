@@ -50,26 +50,34 @@ pub struct Controller {
     shared: Rc<Shared>,
     config: RefCell<Config>,
     links: RefCell<BTreeMap<String, Rc<Link>>>,
-    /// Records of topics whose link is not declared; a link of that name finds them again.
-    dormant: RefCell<BTreeMap<String, BTreeMap<String, TopicRecord>>>,
+    /// What is stored of links that are not declared; a link of that name finds it again.
+    dormant: RefCell<BTreeMap<String, Dormant>>,
     last_reload: RefCell<Option<Reload>>,
     events: RefCell<BTreeMap<&'static str, u64>>,
     booted: Cell<bool>,
 }
 
+/// What is stored of a link that is not declared.
+#[derive(Default)]
+struct Dormant {
+    record: Option<LinkRecord>,
+    topics: BTreeMap<String, TopicRecord>,
+}
+
 impl Controller {
     /// Puts links together from the file and the store; nothing runs yet.
     pub fn new(shared: Shared, config: Config, stored: Stored) -> Rc<Self> {
-        let mut dormant: BTreeMap<String, BTreeMap<String, TopicRecord>> = BTreeMap::new();
+        let mut dormant: BTreeMap<String, Dormant> = BTreeMap::new();
         for (link, topic, record) in stored.topics {
-            dormant.entry(link).or_default().insert(topic, record);
+            dormant.entry(link).or_default().topics.insert(topic, record);
+        }
+        for (link, record) in stored.links {
+            dormant.entry(link).or_default().record = Some(record);
         }
         let shared = Rc::new(shared);
         let mut links = BTreeMap::new();
-        let mut records: BTreeMap<String, LinkRecord> = stored.links.into_iter().collect();
         for declared in &config.links {
-            let record = records.remove(&declared.name);
-            let topics = dormant.remove(&declared.name).unwrap_or_default();
+            let Dormant { record, topics } = dormant.remove(&declared.name).unwrap_or_default();
             let link = Link::new(shared.clone(), declared.clone(), record, topics);
             links.insert(declared.name.clone(), link);
         }
@@ -86,16 +94,39 @@ impl Controller {
 
     /// Hands every known partition to its shard, finishes what a crash interrupted, and starts the
     /// links' tasks. Works with every source dead.
-    ///
-    /// # Errors
-    /// When the metadata store fails.
-    pub async fn boot(&self) -> Result<(), StoreError> {
+    pub async fn boot(&self) {
+        self.look_at_undeclared().await;
         for link in self.links() {
-            link.boot().await?;
+            link.boot().await;
             link.start();
         }
         self.booted.set(true);
-        Ok(())
+    }
+
+    /// Links that the file does not name: one that a person deleted is gone now; of any other
+    /// nothing is copied, which a reload would have refused.
+    async fn look_at_undeclared(&self) {
+        let mut gone = Vec::new();
+        for (name, dormant) in self.dormant.borrow_mut().iter_mut() {
+            if dormant.record.as_ref().is_some_and(|record| record.mode == LinkMode::Deleted) {
+                dormant.record = None;
+                gone.push(records::remove_link(name));
+                continue;
+            }
+            let live = dormant.topics.values().filter(|topic| topic.state.is_live()).count();
+            if live > 0 {
+                let link = name;
+                tracing::warn!(
+                    link,
+                    live,
+                    "the file does not name this link: its topics are kept \
+                     and not copied"
+                );
+            }
+        }
+        if let Err(error) = self.shared.store.commit(gone).await {
+            tracing::error!(%error, "links that were deleted are not forgotten");
+        }
     }
 
     /// Whether [`Controller::boot`] has ended well.
@@ -216,39 +247,40 @@ impl Controller {
         let old = self.config();
         let facts = |name: &str| self.link(name).map_or_else(LinkFacts::default, |l| l.facts());
         let reload = reload::compare(&old, &new, facts);
-        let mut applied = old;
         for change in &reload.changes {
-            match change {
+            let (name, now) = match change {
                 ReloadChange::Add(config) => {
-                    self.add_link(config.clone()).await?;
-                    applied.links.push(config.clone());
+                    self.add_link(config.clone()).await;
+                    (&config.name, Some(config))
                 }
                 ReloadChange::Update(config) => {
                     if let Some(link) = self.link(&config.name) {
                         link.update(config.clone()).await;
                     }
-                    applied.links.retain(|link| link.name != config.name);
-                    applied.links.push(config.clone());
+                    (&config.name, Some(config))
                 }
                 ReloadChange::Remove(name) => {
                     self.remove_link(name).await?;
-                    applied.links.retain(|link| link.name != *name);
+                    (name, None)
                 }
-            }
+            };
+            // One by one: what is applied is not applied again when a later one fails.
+            let mut applied = self.config.borrow_mut();
+            applied.links.retain(|link| link.name != *name);
+            applied.links.extend(now.cloned());
         }
-        *self.config.borrow_mut() = applied;
         *self.last_reload.borrow_mut() = Some(reload.clone());
         Ok(reload)
     }
 
-    async fn add_link(&self, config: LinkConfig) -> Result<(), StoreError> {
+    async fn add_link(&self, config: LinkConfig) {
         let name = config.name.clone();
-        let topics = self.dormant.borrow_mut().remove(&name).unwrap_or_default();
-        let link = Link::new(self.shared.clone(), config, None, topics);
+        let Dormant { record, topics } =
+            self.dormant.borrow_mut().remove(&name).unwrap_or_default();
+        let link = Link::new(self.shared.clone(), config, record, topics);
         self.links.borrow_mut().insert(name, link.clone());
-        link.boot().await?;
+        link.boot().await;
         link.start();
-        Ok(())
     }
 
     async fn remove_link(&self, name: &str) -> Result<(), StoreError> {
@@ -256,7 +288,7 @@ impl Controller {
         self.shared.store.commit(vec![records::remove_link(name)]).await?;
         self.links.borrow_mut().remove(name);
         let topics = link.retire().await;
-        self.dormant.borrow_mut().insert(name.to_owned(), topics);
+        self.dormant.borrow_mut().insert(name.to_owned(), Dormant { record: None, topics });
         Ok(())
     }
 }

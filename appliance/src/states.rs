@@ -209,6 +209,24 @@ pub fn decide_topic(topic: &str, state: TopicState, verb: Verb, force: bool) -> 
     }
 }
 
+/// What `verb` means for a topic whose deletion has begun and could not be finished: some of its
+/// files may be gone, and the next start removes the others.
+pub fn decide_deleting(topic: &str, verb: Verb) -> Decision {
+    match verb {
+        Verb::Delete => {
+            let reason = format!("topic {topic} and its files are removed");
+            Decision::Do(Answer::new("deleted", reason))
+        }
+        Verb::Pause | Verb::Resume | Verb::Failover => {
+            let reason = format!(
+                "topic {topic} is being deleted, which is not undone: run delete again, or it is \
+                 finished at the next start"
+            );
+            Decision::Refuse(Answer::new("topic_deleting", reason))
+        }
+    }
+}
+
 /// What `verb` means for a link in `mode` whose topics are in these states. `failover` of a link is
 /// decided topic by topic and only refused here where there is no link to speak of.
 pub fn decide_link(

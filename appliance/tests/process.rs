@@ -49,13 +49,17 @@ impl House {
         command.output().expect("the binary runs")
     }
 
-    fn start(&mut self) {
+    fn spawn(&mut self) {
         let log = std::fs::File::options().append(true).create(true).open(self.path("log"));
         let mut command = Command::new(BINARY);
         command.args(["run", "--config"]).arg(self.path("u.toml"));
         command.current_dir(self.folder.path()).env_remove("NOTIFY_SOCKET");
         command.stdin(Stdio::null()).stderr(log.expect("log"));
         self.node = Some(command.spawn().expect("the binary runs"));
+    }
+
+    fn start(&mut self) {
+        self.spawn();
         self.until("the node to answer", |house| house.run(&["status"]).status.success());
     }
 
@@ -154,6 +158,38 @@ fn a_changed_file_is_read_again_and_a_wrong_one_changes_nothing() {
     house.until("the new link", |house| house.status()["links"][0]["name"] == "other");
     let refused = house.status()["reload_refused"].clone();
     assert_eq!(refused[0]["code"], "restart_needed", "{refused}");
+}
+
+#[test]
+fn a_disk_that_is_not_mounted_is_no_empty_copy() {
+    let mut house = House::new();
+    let disks = ["one", "two"].map(|name| house.path(name));
+    let text = std::fs::read_to_string(house.path("u.toml")).expect("configuration");
+    let text = text.replace(&format!("[{:?}]", house.path("data")), &format!("{disks:?}"));
+    std::fs::write(house.path("u.toml"), text).expect("configuration");
+    for lost in disks.iter().rev() {
+        house.start();
+        house.signal(Signal::SIGTERM);
+        assert_eq!(house.ended(), 0);
+        let away = lost.with_extension("away");
+        std::fs::rename(lost, &away).expect("it is there");
+        std::fs::create_dir(lost).expect("a mount point");
+        for _ in 0..2 {
+            std::fs::remove_file(house.path("log")).expect("a log");
+            house.spawn();
+            let answers = |house: &House| house.run(&["status"]).status.success();
+            let begun = Instant::now();
+            while house.node.as_mut().is_some_and(|node| matches!(node.try_wait(), Ok(None))) {
+                assert!(!answers(&house) && begun.elapsed() < PATIENCE, "it runs without its disk");
+            }
+            assert_eq!(house.ended(), if *lost == disks[0] { 7 } else { 1 });
+            let log = std::fs::read_to_string(house.path("log")).expect("a log");
+            assert!(log.contains(&*lost.to_string_lossy()), "{log}");
+        }
+        std::fs::remove_dir_all(lost).expect("a mount point");
+        std::fs::rename(&away, lost).expect("it is there");
+    }
+    house.start();
 }
 
 #[test]

@@ -256,6 +256,8 @@ pub struct Sealed {
     pub last_epoch: Option<i32>,
     /// Why the flush failed, if it did.
     pub error: Option<String>,
+    /// It may still be flushed: its disk takes longer than anybody can wait.
+    pub hung: bool,
 }
 
 /// What a shard tells control unasked. The channel is bounded; what does not fit is said again

@@ -93,3 +93,6 @@ pub const REPAIR_ROUNDS_MAX: usize = 64;
 pub const HEARD_BYTES_MAX: usize = 64 << 10;
 /// How long a failover waits for room on a full disk, before it ends with what could be written.
 pub const FULL_DISK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a failover waits for a partition's disk at all: less than control waits for the shard,
+/// so that one disk that hangs keeps no partition on another from failing over.
+pub const SEAL_PATIENCE: Duration = Duration::from_secs(25);

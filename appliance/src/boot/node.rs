@@ -1,6 +1,6 @@
 //! A running node: its threads, sockets and tasks, and how they end.
 
-use super::BootError;
+use super::{BootError, dirs};
 use crate::admin::{self, Admin, Guard, Rights};
 use crate::config::Config;
 use crate::controller::placement::Placement;
@@ -69,7 +69,8 @@ impl Node {
         let found = data.partitions();
         let host = host::look(&config.shards, dirs, found.len() as u64)?;
         judge(&host)?;
-        let (store, store_thread, stored) = open_store(&dirs[0], found).await?;
+        let (store, store_thread, stored) = open_store(dirs, found).await?;
+        dirs::recognise(&store, &stored.data_dirs, dirs).await?;
         let stored = found_elsewhere(stored, found, dirs);
         keep_house(&host);
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
@@ -134,7 +135,7 @@ impl Node {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.controller.boot().await?;
+        self.controller.boot().await;
         if let Some(error) = self.dead_shard() {
             return Err(error);
         }
@@ -292,16 +293,17 @@ fn judge(host: &Host) -> Result<(), BootError> {
 }
 
 async fn open_store(
-    dir: &Path,
+    dirs: &[PathBuf],
     found: &[FoundPartition],
 ) -> Result<(Store, std::thread::JoinHandle<()>, Stored), BootError> {
-    let path = dir.join(OWN_FOLDER).join(METADATA);
+    let path = dirs[0].join(OWN_FOLDER).join(METADATA);
     let wrong = |error: MetadataError| BootError::Metadata(error.to_string());
     // Without it nobody knows which topics had failed over: fetching over those would destroy the
     // only copy.
-    let backend = match found.is_empty() {
-        true => MetadataStore::open(&path),
-        false => MetadataStore::open_existing(&path),
+    let in_use = !found.is_empty() || dirs.iter().any(|dir| dirs::is_marked(dir));
+    let backend = match in_use {
+        false => MetadataStore::open(&path),
+        true => MetadataStore::open_existing(&path),
     };
     let backend = backend.map_err(|error| match error {
         MetadataError::Missing(_) => BootError::Metadata(format!(

@@ -117,3 +117,52 @@ fn a_status_can_be_narrowed() {
     assert_eq!(shown(&["--topics", "clicks,carts"]), Err(NOT_FOUND));
     assert_eq!(shown(&["--topics", ","]), Err(USAGE));
 }
+
+/// Answers a list of links, breaks off when `first` is to fail over, and obeys for any other; what
+/// it was asked for.
+fn node_of_links(socket: &Path, names: &[&str], asks: usize) -> std::thread::JoinHandle<String> {
+    use std::io::{BufRead, BufReader};
+    let views = names.iter().map(|name| {
+        format!(
+            r#"{{"name": "{name}", "state": "ACTIVE", "since_ms": 0, "brokers": 1,
+                "connections": 1, "topics_total": 1, "partitions_total": 1,
+                "lag_unknown_partitions": 0, "troubled_partitions": 0}}"#
+        )
+    });
+    let links = format!("[{}]", views.collect::<Vec<_>>().join(","));
+    let done = r#"{"ending": "done", "code": "failed_over", "reason": "done", "dry_run": false,
+        "steps": [], "topics": []}"#;
+    let listener = std::os::unix::net::UnixListener::bind(socket).expect("a socket");
+    std::thread::spawn(move || {
+        let mut asked = String::new();
+        for stream in listener.incoming().take(asks) {
+            let mut stream = stream.expect("a connection");
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).expect("a request");
+            asked += &line;
+            let body = match line.contains("POST") {
+                true if line.contains("first") => continue,
+                true => done,
+                false => &links,
+            };
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
+            let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let _ = stream.write_all(answer.as_bytes());
+        }
+        asked
+    })
+}
+
+#[test]
+fn one_link_that_does_not_answer_keeps_no_other_from_failing_over() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let socket = folder.path().join("s");
+    let node = node_of_links(&socket, &["first", "second"], 3);
+    let words = ["failover", "--all", "--socket", socket.to_str().expect("UTF-8")];
+    let result = dispatch(parsed(&words).expect("readable"));
+    assert!(!matches!(result, Ok(DONE)), "one of them did not");
+    // Who waits for one more question, if it was not asked.
+    let _ = std::os::unix::net::UnixStream::connect(&socket).map(|mut s| s.write_all(b"end\n"));
+    let asked = node.join().expect("it ends");
+    assert!(asked.contains("/v1/links/second/failover"), "{asked}");
+}

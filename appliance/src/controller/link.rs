@@ -5,7 +5,6 @@ mod discovery;
 use super::observe;
 use super::records::{LinkRecord, TopicRecord};
 use super::source::Source;
-use super::store::StoreError;
 use super::{Shared, may_talk, wall_ms};
 use crate::config::LinkConfig;
 use crate::reload::LinkFacts;
@@ -53,8 +52,9 @@ pub struct State {
     /// Brokers as last seen.
     pub brokers: usize,
     view: Option<Arc<ClusterView>>,
-    /// The shards were told to stop because another cluster answered.
-    barred: bool,
+    /// The shards are to fetch nothing until the right cluster answers: another one did, or none
+    /// has since the link was paused.
+    pub(super) barred: bool,
 }
 
 /// A topic at run time.
@@ -65,7 +65,7 @@ pub struct Topic {
     pub shards: Vec<usize>,
     /// Partitions whose shard could not open them, and why. Tried again by `resume`.
     pub refused: BTreeMap<i32, String>,
-    /// Answers in a row that left it out.
+    /// Answers in a row that left it out, or some of its partitions.
     missing: u32,
 }
 
@@ -185,14 +185,12 @@ impl Link {
     }
 
     /// Opens every known partition in the mode its record asks for, and finishes what a crash
-    /// interrupted.
-    ///
-    /// # Errors
-    /// When the metadata store fails.
-    pub async fn boot(&self) -> Result<(), StoreError> {
+    /// interrupted. What the metadata store has no room for now waits for a person or the next
+    /// start: it is no reason to copy nothing, and nothing of it is fetched.
+    pub async fn boot(&self) {
         let _turn = self.turn.lock().await;
         if self.mode() == LinkMode::Deleted {
-            return Ok(());
+            return;
         }
         self.send_settings().await;
         if self.mode() == LinkMode::Paused {
@@ -201,9 +199,12 @@ impl Link {
         }
         let names: Vec<String> = self.state.borrow().topics.keys().cloned().collect();
         self.assign(&names, 0).await;
-        self.finish_deletions().await?;
-        self.finish_failovers().await?;
-        Ok(())
+        for finished in [self.finish_deletions().await, self.finish_failovers().await] {
+            if let Err(error) = finished {
+                let link = &*self.name;
+                tracing::error!(link, %error, "what was begun before the start is not finished");
+            }
+        }
     }
 
     /// Starts following the source.
@@ -262,6 +263,11 @@ impl Link {
 
     pub(super) fn mode(&self) -> LinkMode {
         self.state.borrow().record.mode
+    }
+
+    /// Whether nothing is to be decided of it any more.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.get()
     }
 
     fn may_run(&self) -> bool {

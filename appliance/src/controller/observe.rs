@@ -6,8 +6,9 @@ use crate::states::TopicState;
 use shards::control::FaultCode;
 use uuid::Uuid;
 
-/// Answers in a row that must leave a topic out before it counts as deleted: a broker that has just
-/// started may not know all topics yet.
+/// Answers in a row that must leave a topic out before it counts as deleted, or partitions of it
+/// before they count as gone: a broker that has just started may not know all yet, and one that
+/// hears late of what is new answers as the cluster was before.
 pub const MISSING_ANSWERS: u32 = 3;
 
 /// What must change.
@@ -31,7 +32,8 @@ pub enum Observation {
 }
 
 /// Compares a topic's record with what the source says; `seen` is `None` when the source no longer
-/// lists it, `missing` how many answers in a row did so, this one included.
+/// lists it, `missing` how many answers in a row left it or partitions of it out, this one
+/// included.
 pub fn observe(
     name: &str,
     record: &TopicRecord,
@@ -77,6 +79,9 @@ pub fn observe(
     }
     let (ours, theirs) = (record.partitions.len(), seen.partitions.len());
     if theirs < ours {
+        if missing < MISSING_ANSWERS {
+            return Observation::Same;
+        }
         return Observation::Fault {
             code: FaultCode::PartitionsDecreased,
             reason: format!(
@@ -157,7 +162,7 @@ mod tests {
         let learnt = see(&active(None, 2), topic(Some(9), 2));
         assert_eq!(learnt, Observation::LearnId(Uuid::from_u128(9)));
         assert_eq!(
-            code(see(&active(Some(1), 2), topic(Some(1), 1))),
+            code(observe("t", &active(Some(1), 2), Some(&topic(Some(1), 1)), MISSING_ANSWERS)),
             FaultCode::PartitionsDecreased
         );
         let Observation::Fault { code, reason } = see(&active(Some(1), 1), topic(Some(2), 1))

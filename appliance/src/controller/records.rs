@@ -4,6 +4,7 @@
 
 use crate::states::{LinkMode, TopicState};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use storage::metadata::Change;
 use uuid::Uuid;
@@ -86,6 +87,13 @@ pub fn remove_topic(link: &str, topic: &str) -> Change {
     Change { key: topic_key(link, topic), value: None }
 }
 
+/// Notes that a data folder is in use, under `data_dir/<its path>`.
+pub fn set_data_dir(path: &str) -> Change {
+    Change { key: format!("{DATA_DIR}{path}"), value: Some(encode(&())) }
+}
+
+const DATA_DIR: &str = "data_dir/";
+
 fn link_key(name: &str) -> String {
     format!("link/{name}")
 }
@@ -105,6 +113,8 @@ pub struct Stored {
     pub links: Vec<(String, LinkRecord)>,
     /// (link, topic, record)
     pub topics: Vec<(String, String, TopicRecord)>,
+    /// Data folders that were in use.
+    pub data_dirs: BTreeSet<String>,
 }
 
 /// A stored value that cannot be read.
@@ -126,6 +136,10 @@ pub fn decode(pairs: Vec<(String, Vec<u8>)>) -> Result<Stored, BadRecord> {
     for (key, value) in pairs {
         let bad = |cause: String| BadRecord { key: key.clone(), cause };
         let json = |error: serde_json::Error| bad(error.to_string());
+        if let Some(dir) = key.strip_prefix(DATA_DIR) {
+            stored.data_dirs.insert(dir.to_owned());
+            continue;
+        }
         let parts: Vec<&str> = key.splitn(3, '/').collect();
         match parts.as_slice() {
             ["link", name] => stored

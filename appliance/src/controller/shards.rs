@@ -3,6 +3,7 @@
 use shards::control::{Assign, Command, PartitionKey, Sealed, ShardStatus};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -211,27 +212,37 @@ impl Shards {
         self.ask(limit, |reply| Command::Stop { reply }).await.map(drop)
     }
 
-    /// Sends to all first and waits then, so that they work at the same time.
+    /// Sends to all first and waits then, so that they work at the same time, and so that one
+    /// that does not listen, or is gone, keeps nothing from the others.
     async fn ask<T>(
         &self,
         limit: Duration,
         command: impl Fn(oneshot::Sender<T>) -> Command,
     ) -> Result<Vec<T>, ShardError> {
         let deadline = Instant::now() + limit;
-        let mut waiting = Vec::new();
+        let (mut waiting, mut full, mut failed) = (Vec::new(), Vec::new(), None);
         for (shard, sender) in self.senders.iter().enumerate() {
             let (reply, answer) = oneshot::channel();
-            match timeout_at(deadline, sender.send(command(reply))).await {
-                Ok(Ok(())) => waiting.push(answer),
-                Ok(Err(_)) => return Err(ShardError::Gone(shard)),
-                Err(_) => return Err(ShardError::Late(shard, limit)),
+            match sender.try_send(command(reply)) {
+                Ok(()) => {}
+                Err(TrySendError::Full(command)) => full.push((shard, command)),
+                Err(TrySendError::Closed(_)) => drop(failed.get_or_insert(ShardError::Gone(shard))),
+            }
+            waiting.push((shard, answer));
+        }
+        for (shard, command) in full {
+            if timeout_at(deadline, self.senders[shard].send(command)).await.is_err() {
+                failed.get_or_insert(ShardError::Late(shard, limit));
             }
         }
         let mut answers = Vec::new();
-        for (shard, answer) in waiting.into_iter().enumerate() {
-            answers.push(wait(shard, answer, deadline, limit).await?);
+        for (shard, answer) in waiting {
+            match wait(shard, answer, deadline, limit).await {
+                Ok(answer) => answers.push(answer),
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
         }
-        Ok(answers)
+        failed.map_or(Ok(answers), Err)
     }
 }
 

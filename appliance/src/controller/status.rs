@@ -15,6 +15,10 @@ use std::rc::Rc;
 
 /// Shortest time over which a rate is worth computing.
 const RATE_WINDOW_MIN_MS: i64 = 500;
+/// Of a partition that its shard has sealed while its topic has not failed over.
+pub(super) const SEALED_ONLY: &str = "a failover that failed has sealed it, and it is fetched no \
+                                      more: run the failover again, or start the node again to go \
+                                      on copying";
 
 /// The whole node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -356,6 +360,16 @@ impl<'a> Snapshot<'a> {
                     view.code = Some(code.name().to_owned());
                     view.reason = Some(reason.clone());
                 }
+                let silent = self.statuses.get(*shard).is_some_and(Option::is_none);
+                if silent && view.reason.is_none() {
+                    view.reason = Some(format!("shard {shard}, which has it, does not answer"));
+                }
+                if !over && status.is_some_and(|status| status.state == PartitionState::Sealed) {
+                    view.reason = Some(match topic.record.deleting {
+                        true => "it is being deleted".to_owned(),
+                        false => SEALED_ONLY.to_owned(),
+                    });
+                }
                 if let Some(decided) = decided {
                     view.state = decided.to_owned();
                     view.retry_at_ms = None;
@@ -472,8 +486,8 @@ fn totals<'a>(partitions: impl Iterator<Item = &'a PartitionView>) -> Totals {
         }
         let troubled = matches!(
             partition.state.as_str(),
-            "FAULTED" | "CORRUPT" | "DISK_FULL" | "MEMORY_SHORT"
-        );
+            "FAULTED" | "CORRUPT" | "DISK_FULL" | "MEMORY_SHORT" | "SEALED"
+        ) || (partition.state == "UNKNOWN" && partition.reason.is_some());
         totals.troubled_partitions += usize::from(troubled);
     }
     totals

@@ -122,6 +122,12 @@ pub(crate) struct ShardState {
     pub(crate) gate_closed: Cell<bool>,
     pub(crate) leaders: Cell<usize>,
     pub(crate) mute: Cell<bool>,
+    /// It takes no command out of its queue.
+    pub(crate) stuck: Cell<bool>,
+    /// The disk of this partition number does not answer.
+    pub(crate) hung: Cell<Option<i32>>,
+    /// It cannot remove the files of this partition number.
+    pub(crate) undeletable: Cell<Option<i32>>,
     pub(crate) sick: Cell<bool>,
     /// Its logs have failed.
     pub(crate) failed: Cell<bool>,
@@ -137,7 +143,8 @@ impl Shard {
 
     pub(crate) fn set(&self, topics: &Option<Vec<Arc<str>>>, mode: &Mode) {
         for (key, known) in self.0.partitions.borrow_mut().iter_mut() {
-            if topics.as_ref().is_some_and(|topics| topics.contains(&key.topic)) {
+            let named = topics.as_ref().is_some_and(|topics| topics.contains(&key.topic));
+            if named && *known != Mode::Sealed {
                 *known = mode.clone();
             }
         }
@@ -145,6 +152,9 @@ impl Shard {
 
     pub(crate) async fn run(self, mut commands: mpsc::Receiver<Command>) {
         while let Some(command) = commands.recv().await {
+            while self.0.stuck.get() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             if self.0.mute.get() {
                 continue;
             }
@@ -188,11 +198,13 @@ impl Shard {
                 let partitions = self.0.partitions.borrow();
                 let sealed =
                     partitions.keys().filter(|key| key.link == link && topics.contains(&key.topic));
+                let hangs = |key: &PartitionKey| self.0.hung.get() == Some(key.partition);
                 let end = |key: &PartitionKey| Sealed {
                     key: key.clone(),
                     end_offset: Some(100 + i64::from(key.partition)),
                     last_epoch: Some(3),
-                    error: None,
+                    error: hangs(key).then(|| "its disk does not answer".to_owned()),
+                    hung: hangs(key),
                 };
                 let _ = reply.send(sealed.map(end).collect());
             }
@@ -204,8 +216,14 @@ impl Shard {
             Command::Delete { partitions, reply } => {
                 let gone = |key: &PartitionKey| partitions.contains(key);
                 self.0.partitions.borrow_mut().retain(|key, _| !gone(key));
-                let _ = reply.send(partitions.iter().map(|_| Ok(())).collect());
-                self.0.files_removed.borrow_mut().extend(partitions);
+                let stays = |key: &PartitionKey| self.0.undeletable.get() == Some(key.partition);
+                let answer = |key: &PartitionKey| match stays(key) {
+                    true => Err(Refused { reason: "not permitted".to_owned() }),
+                    false => Ok(()),
+                };
+                let _ = reply.send(partitions.iter().map(answer).collect());
+                let removed = partitions.into_iter().filter(|key| !stays(key));
+                self.0.files_removed.borrow_mut().extend(removed);
             }
             Command::Leaders { .. } => self.0.leaders.set(self.0.leaders.get() + 1),
             Command::Status { reply, .. } => drop(reply.send(self.status())),
@@ -215,10 +233,11 @@ impl Shard {
     }
 
     pub(crate) fn status(&self) -> ShardStatus {
-        let status = |key: &PartitionKey| PartitionStatus {
+        let status = |(key, mode): (&PartitionKey, &Mode)| PartitionStatus {
             key: key.clone(),
             state: match self.0.failed.get() {
                 true => PartitionState::Faulted(::shards::control::FaultCode::LocalLog),
+                false if *mode == Mode::Sealed => PartitionState::Sealed,
                 false => PartitionState::Active,
             },
             unopened: false,
@@ -239,7 +258,7 @@ impl Shard {
             bytes_received: 1000,
             leader: Some(1),
         };
-        let partitions = self.0.partitions.borrow().keys().map(status).collect();
+        let partitions = self.0.partitions.borrow().iter().map(status).collect();
         ShardStatus { partitions, ..Default::default() }
     }
 }
@@ -260,6 +279,10 @@ pub(crate) fn config(more: &str) -> Config {
 }
 
 pub(crate) async fn house(disk: Disk, kafka: Kafka, more: &str) -> House {
+    house_of(disk, kafka, config(more)).await
+}
+
+pub(crate) async fn house_of(disk: Disk, kafka: Kafka, config: Config) -> House {
     let mut shards = Vec::new();
     let mut senders = Vec::new();
     for _ in 0..2 {
@@ -269,7 +292,6 @@ pub(crate) async fn house(disk: Disk, kafka: Kafka, more: &str) -> House {
         shards.push(shard);
         senders.push(sender);
     }
-    let config = config(more);
     let (store, _thread) = Store::start(disk.clone()).expect("thread");
     let stored = records::decode(store.load().await.expect("load")).expect("records");
     let shared = Shared {
@@ -279,7 +301,7 @@ pub(crate) async fn house(disk: Disk, kafka: Kafka, more: &str) -> House {
         placement: RefCell::new(Placement::new(2, &config.node.data_dirs)),
     };
     let controller = Controller::new(shared, config, stored);
-    controller.boot().await.expect("boot");
+    controller.boot().await;
     House { disk, kafka, shards, controller }
 }
 

@@ -5,6 +5,9 @@ use super::*;
 use crate::states::{TopicState, Verb};
 use ::shards::control::{FaultCode, Mode, PartitionState};
 use std::time::Duration;
+
+mod halfway;
+
 #[test]
 fn topics_are_discovered_spread_and_replicated() {
     run(async {

@@ -7,12 +7,15 @@ mod keeping;
 use super::link::{Health, Link};
 use super::observe;
 use super::records::{End, TopicRecord};
+use super::status::SEALED_ONLY;
 use super::store::StoreError;
-use crate::states::{Answer, Decision, LinkMode, TopicState, Verb, decide_link, decide_topic};
+use crate::states::{
+    Answer, Decision, LinkMode, TopicState, Verb, decide_deleting, decide_link, decide_topic,
+};
 use crate::words::count;
 use keeping::LinkChange;
 use serde::{Deserialize, Serialize};
-use shards::control::Command;
+use shards::control::{Command, PartitionState, PartitionStatus};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -82,7 +85,7 @@ impl Outcome {
     }
 
     fn failed(code: &str, error: impl std::fmt::Display) -> Self {
-        let reason = format!("{error}; nothing is half done, run it again");
+        let reason = format!("{error}; what was done before that stays done: run it again");
         Outcome::new(Ending::Failed, Answer::new(code, reason), false)
     }
 }
@@ -100,6 +103,11 @@ impl Link {
     /// but the person would have no answer.
     pub async fn carry(&self, request: &Request) -> Outcome {
         let _turn = self.turn.lock().await;
+        if self.is_retired() {
+            let reason = format!("link {} was taken out, or the node is stopping", self.name());
+            let answer = Answer::new("link_gone", reason);
+            return Outcome::new(Ending::Failed, answer, request.dry_run);
+        }
         let outcome = match &request.topics {
             Some(topics) => self.carry_topics(topics, request).await,
             None => self.carry_link(request).await,
@@ -113,17 +121,24 @@ impl Link {
     }
 
     async fn carry_link(&self, request: &Request) -> Result<Outcome, Outcome> {
+        // A topic whose files are half gone is none any more, and keeps nothing else waiting.
         let states: Vec<(String, TopicState)> = {
             let state = self.state.borrow();
-            state.topics.iter().map(|(name, t)| (name.clone(), t.record.state)).collect()
+            let kept = state.topics.iter().filter(|(_, topic)| !topic.record.deleting);
+            kept.map(|(name, topic)| (name.clone(), topic.record.state)).collect()
         };
         let dry_run = request.dry_run;
         let decided = decide_link(self.name(), self.mode(), &states, request.verb, request.force);
         let answer = match decided {
             Decision::Refuse(answer) => return Ok(Outcome::new(Ending::Refused, answer, dry_run)),
             Decision::Nothing(answer) => {
-                if request.verb == Verb::Resume && !dry_run {
-                    self.speak().await;
+                // What was decided may not have reached every shard, when it was.
+                match request.verb {
+                    _ if dry_run => {}
+                    Verb::Pause => self.silence().await?,
+                    Verb::Resume => self.speak().await,
+                    Verb::Delete => self.let_go().await?,
+                    Verb::Failover => {}
                 }
                 return Ok(Outcome::new(Ending::Unchanged, answer, dry_run));
             }
@@ -145,8 +160,11 @@ impl Link {
                 outcome.steps = vec!["write ACTIVE".to_owned(), "ask the source".to_owned()];
                 if !dry_run {
                     self.set_mode(LinkMode::Active, Vec::new()).await?;
-                    // What was known of the source is old.
-                    self.state.borrow_mut().health = Health::Unknown;
+                    {
+                        // What was known of the source is old: who led, and which cluster it was.
+                        let mut state = self.state.borrow_mut();
+                        (state.health, state.barred) = (Health::Unknown, true);
+                    }
                     self.speak().await;
                 }
             }
@@ -156,7 +174,7 @@ impl Link {
                     .filter(|(_, state)| state.is_live())
                     .map(|(name, _)| name)
                     .collect();
-                self.fail_over(&live, true, &mut outcome).await?;
+                self.fail_over(&live, true, false, &mut outcome).await?;
             }
             Verb::Delete => {
                 outcome.steps = vec![
@@ -166,8 +184,7 @@ impl Link {
                 ];
                 if !dry_run {
                     self.set_mode(LinkMode::Deleted, Vec::new()).await?;
-                    self.silence().await?;
-                    self.release_all().await;
+                    self.let_go().await?;
                 }
             }
         }
@@ -186,13 +203,20 @@ impl Link {
         // What is asked for twice is done once.
         let mut seen = HashSet::new();
         for name in names {
-            let state = self.state.borrow().topics.get(name).map(|topic| topic.record.state);
-            let Some(state) = state else {
+            let known = self.state.borrow().topics.get(name).map(|topic| {
+                let record = &topic.record;
+                (record.state, record.deleting)
+            });
+            let Some((state, deleting)) = known else {
                 let reason = format!("link {} has no topic {name}", self.name());
                 let answer = Answer::new("topic_not_found", reason);
                 return Ok(Outcome::new(Ending::NotFound, answer, dry_run));
             };
-            let answer = match decide_topic(name, state, verb, request.force) {
+            let decided = match deleting {
+                true => decide_deleting(name, verb),
+                false => decide_topic(name, state, verb, request.force),
+            };
+            let answer = match decided {
                 Decision::Do(answer) => {
                     if seen.insert(name) {
                         todo.push(name.clone());
@@ -235,15 +259,18 @@ impl Link {
         let mut outcome = Outcome::new(ending, answer, dry_run);
         outcome.topics = topics;
         if todo.is_empty() {
-            if verb == Verb::Resume && !dry_run {
-                self.fetch_again(names).await;
+            match verb {
+                _ if dry_run => {}
+                Verb::Pause => self.stop_fetching(names).await?,
+                Verb::Resume => self.fetch_again(names).await?,
+                Verb::Failover | Verb::Delete => {}
             }
             return Ok(outcome);
         }
         match verb {
             Verb::Pause => self.pause_topics(&todo, &mut outcome).await?,
             Verb::Resume => self.resume_topics(&todo, &mut outcome).await?,
-            Verb::Failover => self.fail_over(&todo, false, &mut outcome).await?,
+            Verb::Failover => self.fail_over(&todo, false, request.force, &mut outcome).await?,
             Verb::Delete => self.delete_topics(&todo, &mut outcome).await?,
         }
         Ok(outcome)
@@ -255,6 +282,10 @@ impl Link {
             return Ok(());
         }
         self.set_topics(names, TopicState::Paused, LinkChange::None).await?;
+        self.stop_fetching(names).await
+    }
+
+    async fn stop_fetching(&self, names: &[String]) -> Result<(), Outcome> {
         let paused = self.shared.shards.pause(self.name(), Some(shared(names))).await;
         paused.map_err(|error| Outcome::failed("shard_failed", error))
     }
@@ -265,16 +296,25 @@ impl Link {
             return Ok(());
         }
         self.set_topics(names, TopicState::Active, LinkChange::None).await?;
-        self.fetch_again(names).await;
-        Ok(())
+        self.fetch_again(names).await
     }
 
-    async fn fetch_again(&self, names: &[String]) {
+    async fn fetch_again(&self, names: &[String]) -> Result<(), Outcome> {
         self.open_refused(Some(names)).await;
         let (link, topics) = (self.name(), shared(names));
         let command = || Command::Resume { link: link.clone(), topics: Some(topics.clone()) };
         self.shared.shards.broadcast(command).await;
         self.refresh_soon();
+        // What a failover that failed has sealed stays so: that is not to be called copied.
+        let statuses = self.shared.shards.status(Some(self.name().clone())).await;
+        let all = statuses.iter().flatten().flat_map(|status| &status.partitions);
+        let sealed = |one: &&PartitionStatus| {
+            one.state == PartitionState::Sealed && names.iter().any(|name| **name == *one.key.topic)
+        };
+        match all.filter(sealed).map(|one| &one.key).next() {
+            Some(key) => Err(Outcome::failed("sealed", format!("{key}: {SEALED_ONLY}"))),
+            None => Ok(()),
+        }
     }
 
     /// Nothing goes to the source any more: neither from control nor from a shard.
@@ -284,9 +324,19 @@ impl Link {
         paused.map_err(|error| Outcome::failed("shard_failed", error))
     }
 
+    async fn let_go(&self) -> Result<(), Outcome> {
+        self.silence().await?;
+        self.release_all().await;
+        Ok(())
+    }
+
+    /// Shards fetch once the source has said that it is the one; while it is, at once.
     async fn speak(&self) {
         self.open_refused(None).await;
-        self.open_gate().await;
+        let barred = self.state.borrow().barred;
+        if !barred {
+            self.open_gate().await;
+        }
         self.refresh_soon();
     }
 }

@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 
 use super::{Shard, a_few_at_once};
 use crate::control::{Mode, PartitionKey, Refused, Sealed};
-use crate::limits::FULL_DISK_PATIENCE;
+use crate::limits::{FULL_DISK_PATIENCE, SEAL_PATIENCE};
+use crate::partition::Partition;
 
 impl Shard {
     pub(super) async fn seal(
@@ -28,24 +29,8 @@ impl Shard {
             .map(|partition| {
                 let shard = Rc::clone(&self);
                 spawn(Share::Replicate, async move {
-                    let key = partition.key.clone();
-                    // A failover has freed the reserve of a full disk.
-                    if let Err(reason) = shard.open_if_unopened(&partition).await {
-                        let error = Some(reason);
-                        return Sealed { key, end_offset: None, last_epoch: None, error };
-                    }
-                    let Some(log) = partition.log() else {
-                        return Sealed { key, end_offset: None, last_epoch: None, error: None };
-                    };
-                    let flushed = flush_if_possible(&log).await;
-                    let positions = log.positions();
-                    let error = flushed.err().map(|error| error.to_string());
-                    Sealed {
-                        key,
-                        end_offset: Some(positions.flushed.0.offset),
-                        last_epoch: positions.last_epoch,
-                        error: partition.damage().or(error),
-                    }
+                    let sealing = ring::timeout(SEAL_PATIENCE, shard.seal_one(&partition));
+                    sealing.await.unwrap_or_else(|_| hangs(&partition))
                 })
             })
             .collect();
@@ -54,6 +39,25 @@ impl Shard {
             sealed.push(task.await);
         }
         let _ = reply.send(sealed);
+    }
+
+    async fn seal_one(&self, partition: &Partition) -> Sealed {
+        let key = partition.key.clone();
+        let nothing = Sealed { key, end_offset: None, last_epoch: None, error: None, hung: false };
+        // A failover has freed the reserve of a full disk.
+        if let Err(reason) = self.open_if_unopened(partition).await {
+            return Sealed { error: Some(reason), ..nothing };
+        }
+        let Some(log) = partition.log() else { return nothing };
+        let flushed = flush_if_possible(&log).await;
+        let positions = log.positions();
+        let error = flushed.err().map(|error| error.to_string());
+        Sealed {
+            end_offset: Some(positions.flushed.0.offset),
+            last_epoch: positions.last_epoch,
+            error: partition.damage().or(error),
+            ..nothing
+        }
     }
 
     pub(super) async fn release(
@@ -106,6 +110,18 @@ impl Shard {
 
 const NOT_DURABLE: &str = "its removal could not be made durable: the disk failed or is full, or \
                            the node is stopping; delete it again";
+
+/// What is known of a partition whose disk does not answer.
+fn hangs(partition: &Partition) -> Sealed {
+    let positions = partition.log().map(|log| log.positions());
+    Sealed {
+        key: partition.key.clone(),
+        end_offset: positions.map(|positions| positions.flushed.0.offset),
+        last_epoch: positions.and_then(|positions| positions.last_epoch),
+        error: Some(format!("its disk does not answer within {SEAL_PATIENCE:?}")),
+        hung: true,
+    }
+}
 
 /// Flushes what has come; on a disk that stays full, what could be written is all there is.
 async fn flush_if_possible(log: &Log) -> Result<Positions, LogError> {

@@ -41,19 +41,28 @@ impl Link {
                 continue;
             }
             let asked = Instant::now();
+            let mut stored = true;
             match self.ask_source().await {
                 Some(Ok((cluster, brokers))) => {
                     if let Err(error) = self.apply(cluster, brokers).await {
                         tracing::error!(link = &*self.name, %error, "discovery cannot be stored");
+                        stored = false;
                     }
                 }
                 Some(Err(reason)) => self.failed("source_unreachable", reason),
                 None => continue,
             }
-            let next = Instant::now() + self.next_delay();
+            let mut next = Instant::now() + self.next_delay();
+            let mut soonest = asked + REFRESH_MIN;
+            if !stored {
+                // Neither the source nor the disk gains by being asked all the time.
+                let interval = self.state.borrow().config.metadata_interval;
+                next = asked + interval.clamp(RETRY_MIN, RETRY_MAX);
+                soonest = asked + RETRY_MIN;
+            }
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = self.wake.notified() => sleep_until(asked + REFRESH_MIN).await,
+                () = self.wake.notified() => sleep_until(soonest).await,
             }
         }
     }
@@ -133,13 +142,15 @@ impl Link {
             state.brokers = cluster.brokers.len();
             std::mem::take(&mut state.barred)
         };
+        // Each by itself: what cannot be stored of one topic keeps no other from being fetched.
+        let discovered = self.discover(&cluster).await;
+        let compared = self.compare_known(&cluster).await;
+        self.push_leaders(&cluster, brokers).await;
         if was_barred {
+            // By now nobody goes by who led before.
             self.open_gate().await;
         }
-        self.discover(&cluster).await?;
-        self.compare_known(&cluster).await?;
-        self.push_leaders(&cluster, brokers).await;
-        Ok(())
+        discovered.and(compared)
     }
 
     /// Lets the shards fetch again. That ends what control holds, too, so it is held anew: a topic
@@ -251,8 +262,15 @@ impl Link {
             let mut state = self.state.borrow_mut();
             let look = |(name, topic): (&String, &mut Topic)| {
                 let seen = seen.get(name.as_str()).copied();
-                topic.missing = if seen.is_some() { 0 } else { topic.missing.saturating_add(1) };
+                let known = topic.record.partitions.len();
+                let whole =
+                    |seen: &SourceTopic| seen.error.is_some() || seen.partitions.len() >= known;
+                let there = seen.is_some_and(whole);
+                topic.missing = if there { 0 } else { topic.missing.saturating_add(1) };
                 let dense = seen.is_none_or(is_dense);
+                if topic.record.deleting {
+                    return None;
+                }
                 let observation = observe(name, &topic.record, seen, topic.missing);
                 (dense && observation != Observation::Same).then(|| (name.clone(), observation))
             };

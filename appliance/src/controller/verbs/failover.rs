@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use shards::control::{FaultCode, PartitionState, Sealed};
 use storage::boot::shrink_reserve;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::keeping::LinkChange;
 use super::{Outcome, TopicOutcome, shared};
@@ -19,6 +22,9 @@ use crate::words::count;
 const FREE_BYTES_ENOUGH: u64 = 64 << 20;
 /// What of a reserve is kept from the logs, for the metadata store to record the failover.
 const RESERVE_BYTES_FOR_THE_STORE: u64 = 4 << 20;
+
+/// How long a reserve may take to be freed.
+const FREEING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Failed partitions named in a refusal.
 const FAILED_NAMED_MAX: usize = 3;
@@ -71,6 +77,7 @@ impl Link {
         &self,
         names: &[String],
         whole: bool,
+        force: bool,
         outcome: &mut Outcome,
     ) -> Result<(), Outcome> {
         let partitions: usize = {
@@ -100,7 +107,7 @@ impl Link {
         };
         // Those whose failover had begun keep the ends that were written then.
         self.free_reserve(RESERVE_BYTES_FOR_THE_STORE).await;
-        let mut ends = self.seal(&fresh).await.map_err(sealed_already)?;
+        let mut ends = self.seal(&fresh, whole || force).await.map_err(sealed_already)?;
         self.free_reserve(0).await;
         let change = if whole { LinkChange::Pause } else { LinkChange::None };
         self.store_topics(&fresh, change, |name, record| {
@@ -137,7 +144,10 @@ impl Link {
     async fn free_reserve(&self, left_bytes: u64) {
         let dirs: Vec<PathBuf> =
             self.shared.placement.borrow().dirs().map(Path::to_owned).collect();
-        let freed = tokio::task::spawn_blocking(move || {
+        // On a thread of its own: where names are resolved, all may be waiting for a resolver that
+        // is as dead as the source.
+        let (done, freed) = oneshot::channel::<()>();
+        let free = move || {
             for dir in dirs {
                 let free = nix::sys::statvfs::statvfs(&dir)
                     .map_or(0, |found| found.blocks_available() * found.fragment_size());
@@ -147,20 +157,37 @@ impl Link {
                     tracing::warn!(%error, dir = %dir.display(), "the reserve cannot be freed");
                 }
             }
-        });
-        if let Err(error) = freed.await {
-            tracing::warn!(%error, "the reserve cannot be freed");
+            drop(done);
+        };
+        match std::thread::Builder::new().name("reserve".to_owned()).spawn(free) {
+            // Nothing is sent: it ends, or it has died. A disk that hangs gives nothing back.
+            Ok(_) => drop(timeout(FREEING_PATIENCE, freed).await),
+            Err(error) => tracing::warn!(%error, "the reserve cannot be freed"),
         }
     }
 
-    async fn seal(&self, names: &[String]) -> Result<BTreeMap<String, Vec<End>>, Outcome> {
+    /// Where they end. What a disk that hangs may still make safe is given up only if it is so
+    /// `urgent`.
+    async fn seal(
+        &self,
+        names: &[String],
+        urgent: bool,
+    ) -> Result<BTreeMap<String, Vec<End>>, Outcome> {
         let mut ends: BTreeMap<String, Vec<End>> = BTreeMap::new();
         if names.is_empty() {
             return Ok(ends);
         }
         let sealed = self.shared.shards.seal(self.name(), &shared(names)).await;
         let sealed = sealed.map_err(|error| Outcome::failed("flush_barrier_failed", error))?;
-        for Sealed { key, end_offset, last_epoch, error } in sealed {
+        if let Some(Sealed { key, error, .. }) = sealed.iter().find(|one| one.hung && !urgent) {
+            let why = error.as_deref().unwrap_or_default();
+            let error = format!(
+                "{key}: {why}; to end it where it was flushed last, force it, or fail over all of \
+                 the link"
+            );
+            return Err(Outcome::failed("flush_barrier_failed", error));
+        }
+        for Sealed { key, end_offset, last_epoch, error, .. } in sealed {
             let end = End { partition: key.partition, end_offset, last_epoch, error };
             ends.entry(key.topic.to_string()).or_default().push(end);
         }
