@@ -415,6 +415,11 @@ impl Partition {
         self.source.get().end
     }
 
+    /// Where it began.
+    pub fn source_start(&self) -> Option<i64> {
+        self.source.get().start
+    }
+
     /// Notes what an answer said of the source's log. One that contradicts itself says nothing.
     pub fn heard(&self, start: i64, end: i64) {
         if start >= 0 && end >= 0 && start > end {

@@ -27,8 +27,8 @@ pub struct Member {
 pub enum Stage {
     /// They go into the log.
     Appending,
-    /// The first of them is compared with our last batch. Apart, since there are thousands of
-    /// members and few are compared.
+    /// The first of them is compared with our last batch, or with what we have at the place of a
+    /// cut. Apart, since there are thousands of members and few are compared.
     Comparing(Box<Comparison>),
     /// They are skipped: whether the source's log begins here, beyond our end or our last batch, is
     /// what counts.
@@ -222,7 +222,7 @@ impl<'a> Sink<'a> {
         if head.records_bytes > 0 {
             return Take::Records;
         }
-        if head.high_watermark <= comparison.ours().base_offset {
+        if head.high_watermark <= comparison.offset() {
             comparison.is_not_yet();
         }
         Take::Skip
@@ -252,7 +252,7 @@ impl<'a> Sink<'a> {
             Ok(true) => Flow::Continue,
             Ok(false) => Flow::SkipRest,
             Err(error) => {
-                let began_at = comparison.ours().base_offset;
+                let began_at = comparison.offset();
                 self.outcome.troubles.push((self.key, Trouble::Append { error, began_at }));
                 Flow::SkipRest
             }
