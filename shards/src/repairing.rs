@@ -43,7 +43,7 @@ pub struct RepairNote {
     backoff: Backoff,
     /// Why the last try ended without success.
     pub reason: Option<String>,
-    /// When it is tried again; none with a reason: when something has changed.
+    /// When it is tried again.
     pub retry_at: Option<Instant>,
 }
 
@@ -68,7 +68,7 @@ struct Shared {
 
 /// Why a partition was not repaired.
 enum Failure {
-    /// Nothing to be had from this source: kept and named.
+    /// Nothing to be had from this source now: kept and named.
     Gone(String),
     /// The source says that it has no such offset.
     OutOfRange(i64),
@@ -228,13 +228,12 @@ async fn repair(link: Rc<Link>, partition: Rc<Partition>, shared: Rc<Shared>) {
             *note = RepairNote::default();
             link.repairs.remove(&partition);
         }
-        Err(failure @ (Failure::Gone(_) | Failure::OutOfRange(_))) => {
+        // Also what the source does not have: it may have lied, or not have committed it yet.
+        Err(failure) => {
             let reason = failure.reason();
-            tracing::warn!(partition = %partition.key, reason, "damage is kept");
-            note.reason = Some(reason);
-            note.retry_at = None;
-        }
-        Err(Failure::Later(reason) | Failure::Changed(reason)) => {
+            if note.reason.as_ref() != Some(&reason) {
+                tracing::warn!(partition = %partition.key, reason, "damage is kept");
+            }
             let pause = note.backoff.failed(ring::random());
             note.reason = Some(reason);
             note.retry_at = Some(ring::now() + pause);
