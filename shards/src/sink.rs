@@ -60,6 +60,8 @@ pub struct Outcome {
     pub compared: Vec<u32>,
     /// Partitions whose log was found to begin beyond our end, or not.
     pub stepped: Vec<(u32, Stepped)>,
+    /// Partitions of which the source is said to have deleted records.
+    pub started: Vec<u32>,
     /// Empty copies that begin beyond where the source's log does, and where that is.
     pub begun_late: Vec<(u32, i64)>,
     /// Partitions with trouble.
@@ -72,6 +74,7 @@ impl Outcome {
         self.bare.clear();
         self.compared.clear();
         self.stepped.clear();
+        self.started.clear();
         self.begun_late.clear();
         self.troubles.clear();
     }
@@ -176,8 +179,10 @@ impl<'a> Sink<'a> {
         }
         // A source that claims to start beyond what it just let us ask for, or beyond what it says
         // is committed, is not believed.
-        if head.log_start_offset <= before.min(head.high_watermark) {
-            log.advance_start(head.log_start_offset);
+        let begun = log.positions().log_start_offset;
+        if head.log_start_offset > begun && head.log_start_offset <= before.min(head.high_watermark)
+        {
+            self.outcome.started.push(self.key);
         }
         if head.records_bytes == 0 {
             log.set_high_watermark(head.high_watermark);

@@ -42,6 +42,7 @@ impl Fetcher {
         for (key, stepped) in outcome.stepped.drain(..) {
             self.settle_step(key, stepped);
         }
+        self.started.append(&mut outcome.started);
         for (key, start) in outcome.begun_late.drain(..) {
             self.begin_earlier(key, start);
         }
@@ -130,7 +131,7 @@ impl Fetcher {
                 partition.asked_anew(ring::wall_ms());
                 // An idle partition may not be mentioned again: what was heard has to serve.
                 partition.note_lag(ring::now());
-                partition.follow_start();
+                self.started.push(key);
                 self.watch_end(key, &partition);
                 self.want(key);
             }
