@@ -59,8 +59,9 @@ pub struct Fetcher {
     out_of_range: Vec<u32>,
     /// Members that answers were silent about long enough, and from where they were asked for.
     silent: Vec<(u32, i64)>,
-    /// Members of which the source may have deleted records.
+    /// Members of which the source may have deleted records, and when it was last asked.
     started: Vec<u32>,
+    starts_asked_at: Option<Instant>,
     /// Members below the source's end, and how many answers passed them over.
     below_end: BelowEnd,
     outcome: Outcome,
@@ -99,6 +100,7 @@ impl Fetcher {
             out_of_range: Vec::new(),
             silent: Vec::new(),
             started: Vec::new(),
+            starts_asked_at: None,
             below_end: BelowEnd::default(),
             outcome: Outcome::default(),
             backoff: Backoff::new(),
