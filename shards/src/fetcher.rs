@@ -217,7 +217,7 @@ impl Fetcher {
         let receiving = (self.answered_at - begun).saturating_sub(waited);
         let progress = !self.outcome.moved.is_empty() || !self.outcome.compared.is_empty();
         if let Ok(answer) = &answer {
-            self.find_silent(answer, asked, ring::now() - begun);
+            self.find_silent(answer, asked, self.answered_at - begun);
         }
         self.settle(answer.as_ref().ok());
         let answer = answer?;

@@ -41,27 +41,24 @@ impl World {
             0 => (self.offsets(key, true, false), "lie: log start"),
             1 => (self.offsets(key, false, true), "lie: log end"),
             2 => (self.offsets(key, true, true), "lie: log start and end"),
-            3 | 4 => {
+            drawn @ (3 | 4 | 7) => {
                 let epoch = self.false_epoch(key);
                 let end_offset = self.false_offset(key);
-                (Fault::EpochEnd { epoch, end_offset }, "lie: epoch end")
+                match drawn {
+                    7 => (Fault::Diverging { epoch, end_offset }, "lie: diverging epoch"),
+                    _ => (Fault::EpochEnd { epoch, end_offset }, "lie: epoch end"),
+                }
             }
-            5 => {
+            drawn @ (5 | 8) => {
                 let code = CODES[self.guile.index(CODES.len())];
-                (Fault::RefuseQuestions(code), "lie: question refused")
+                match drawn {
+                    5 => (Fault::RefuseQuestions(code), "lie: question refused"),
+                    _ => (Fault::ErrorCode(code), "lie: fetch refused"),
+                }
             }
             6 => {
                 let other = [0, 1, 2, -1, 77][self.guile.index(5)];
                 (Fault::AnswerAs(other), "lie: answer as another partition's")
-            }
-            7 => {
-                let epoch = self.false_epoch(key);
-                let end_offset = self.false_offset(key);
-                (Fault::Diverging { epoch, end_offset }, "lie: diverging epoch")
-            }
-            8 => {
-                let code = CODES[self.guile.index(CODES.len())];
-                (Fault::ErrorCode(code), "lie: fetch refused")
             }
             _ => return self.deceive_control(key),
         };

@@ -57,9 +57,9 @@ use tally::Tally;
 /// for a partition that was no more; a turned epoch that was named and never mended; a comparison
 /// with what the source had cleaned away; a checker that did not look for what the source deleted
 /// behind a gap that was told; a cut that false answers agreed on before the last batch was looked
-/// at; a new copy begun behind its source's log start; a log start that one false answer moved; a cut
-/// that followed from a false answer while what is committed had truly gone back; damage that one
-/// false answer left unmended.
+/// at; a new copy begun behind its source's log start; a log start that one false answer moved; a
+/// cut that followed from a false answer while what is committed had truly gone back; damage that
+/// one false answer left unmended.
 const FOUND: &[u64] = &[
     1012, 1014, 1016, 1030, 1055, 1207, 5010, 20021, 20028, 20096, 30004, 30012, 40076, 40085,
     40132, 60183, 20167, 20330, 20343, 70337, 70456, 80296, 101136, 101891, 102163, 102236, 102695,
