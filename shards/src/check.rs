@@ -37,9 +37,9 @@ pub enum Compared {
     NotYet,
 }
 
-/// Our last batch on its way to be compared with what the source sends of its own.
+/// What we hold, on its way to be compared with what the source sends of its own.
 pub struct Comparison {
-    ours: LastBatch,
+    ours: Ours,
     /// The first bytes of this answer, as many as are compared.
     head: Vec<u8>,
     checker: Checker,
@@ -47,16 +47,43 @@ pub struct Comparison {
     parted: Option<i64>,
 }
 
+/// What is compared.
+enum Ours {
+    /// Our last batch.
+    Last(LastBatch),
+    /// The leader epoch that we have at the place of a cut. Where two logs have a batch of one
+    /// epoch at one offset it is the same batch.
+    Epoch { at: i64, epoch: i32 },
+}
+
 impl Comparison {
     /// With our last batch; and where the source's epochs part from ours, if they say so.
     pub fn new(ours: LastBatch, parted: Option<i64>) -> Self {
+        Self::of(Ours::Last(ours), parted)
+    }
+
+    /// With our leader epoch at an offset: whether the source's log parts from ours where its
+    /// epochs say so.
+    pub fn of_cut(at: i64, epoch: i32, common_end: i64) -> Self {
+        Self::of(Ours::Epoch { at, epoch }, Some(common_end))
+    }
+
+    fn of(ours: Ours, parted: Option<i64>) -> Self {
         let checker = Checker::new(0, None, 0, Bounds::local(BATCH_BYTES_MAX));
         Self { ours, head: Vec::new(), checker, result: None, parted }
     }
 
-    /// Our last batch.
-    pub fn ours(&self) -> &LastBatch {
-        &self.ours
+    /// What the source is asked for.
+    pub fn offset(&self) -> i64 {
+        match self.ours {
+            Ours::Last(ours) => ours.base_offset,
+            Ours::Epoch { at, .. } => at,
+        }
+    }
+
+    /// Whether it is the place of a cut that is looked at.
+    pub fn is_of_cut(&self) -> bool {
+        matches!(self.ours, Ours::Epoch { .. })
     }
 
     /// Where the source's epochs part from ours, if they say so.
@@ -99,7 +126,10 @@ impl Comparison {
                 return Ok(true);
             }
         }
-        let compared = compare(&self.ours, &self.head);
+        let compared = match &self.ours {
+            Ours::Last(ours) => compare(ours, &self.head),
+            Ours::Epoch { epoch, .. } => compare_epoch(*epoch, &self.head),
+        };
         if matches!(compared, Compared::Same | Compared::Gone) {
             self.result = Some(compared);
             return Ok(false);
@@ -140,6 +170,15 @@ fn compare(ours: &LastBatch, theirs: &[u8]) -> Compared {
         && theirs.producer == ours.producer
         && theirs.records < i64::from(ours.record_count);
     if cleaned { Compared::Cleaned } else { Compared::Different }
+}
+
+/// Compares our leader epoch at an offset with that of the source's batch there.
+fn compare_epoch(ours: i32, theirs: &[u8]) -> Compared {
+    match Head::read(theirs).and_then(|theirs| theirs.leader_epoch) {
+        Some(epoch) if epoch == ours => Compared::Same,
+        Some(_) => Compared::Different,
+        None => Compared::Gone,
+    }
 }
 
 /// What the comparison needs of the source's batch.
@@ -214,12 +253,12 @@ pub enum Decision {
         /// Where that is.
         common_end: i64,
     },
-    /// The source lost records we have.
+    /// The source lost records we have, or says so.
     Diverged {
         /// The first offset that is not common.
         common_end: i64,
     },
-    /// The source's epochs part from ours, and yet it has our last batch.
+    /// The source's epochs part from ours, and yet it has our batch.
     Contradiction {
         /// Where they are said to part.
         common_end: i64,
@@ -243,6 +282,30 @@ pub fn decide(compared: Compared, parted: Option<i64>, records_end: i64) -> Deci
         (Compared::Same | Compared::Cleaned | Compared::Gone, None) => Decision::GoOn,
         (Compared::Different, None) => Decision::Another,
     }
+}
+
+/// What follows from what the source has at the place of a cut, where its epochs are said to part
+/// from ours. What it calls committed ends at `source_end`, as it said with that.
+pub fn decide_cut(compared: Compared, common_end: i64, source_end: Option<i64>) -> Decision {
+    match compared {
+        Compared::Different => Decision::Diverged { common_end },
+        // It ends exactly there, too.
+        Compared::NotYet if source_end == Some(common_end) => Decision::Diverged { common_end },
+        Compared::NotYet | Compared::Gone => Decision::Wait,
+        Compared::Same | Compared::Cleaned => Decision::Contradiction { common_end },
+    }
+}
+
+/// The leader epoch that we have at an offset, or the first one if we begin behind it. `last` is
+/// our last one; `our_end_of` says where an epoch ends in our log.
+pub fn epoch_at(offset: i64, last: i32, our_end_of: impl Fn(i32) -> Option<(i32, i64)>) -> i32 {
+    let mut epoch = last;
+    while let Some((older, end)) = epoch.checked_sub(1).and_then(&our_end_of)
+        && offset < end
+    {
+        epoch = older;
+    }
+    epoch
 }
 
 /// An epoch of ours whose end the source is asked for.

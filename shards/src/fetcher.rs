@@ -13,6 +13,7 @@ mod in_touch;
 mod settling;
 mod shared;
 mod silence;
+mod starts;
 
 pub use checking::list_offsets;
 use shared::Change;
@@ -58,6 +59,9 @@ pub struct Fetcher {
     out_of_range: Vec<u32>,
     /// Members that answers were silent about long enough, and from where they were asked for.
     silent: Vec<(u32, i64)>,
+    /// Members of which the source may have deleted records, and when it was last asked.
+    started: Vec<u32>,
+    starts_asked_at: Option<Instant>,
     /// Members below the source's end, and how many answers passed them over.
     below_end: BelowEnd,
     outcome: Outcome,
@@ -95,6 +99,8 @@ impl Fetcher {
             blocked: Vec::new(),
             out_of_range: Vec::new(),
             silent: Vec::new(),
+            started: Vec::new(),
+            starts_asked_at: None,
             below_end: BelowEnd::default(),
             outcome: Outcome::default(),
             backoff: Backoff::new(),
@@ -147,6 +153,7 @@ impl Fetcher {
             self.check_fresh(&mut connection).await?;
             self.classify_out_of_range(&mut connection).await?;
             self.settle_silent(&mut connection).await?;
+            self.follow_starts(&mut connection).await?;
             self.unblock(&connection);
             if self.session.wanted_count() == 0 {
                 let _ = ring::timeout(IDLE_PAUSE, self.shared.changed()).await;
@@ -210,7 +217,7 @@ impl Fetcher {
         let receiving = (self.answered_at - begun).saturating_sub(waited);
         let progress = !self.outcome.moved.is_empty() || !self.outcome.compared.is_empty();
         if let Ok(answer) = &answer {
-            self.find_silent(answer, asked, ring::now() - begun);
+            self.find_silent(answer, asked, self.answered_at - begun);
         }
         self.settle(answer.as_ref().ok());
         let answer = answer?;
@@ -266,6 +273,7 @@ impl Fetcher {
         (self.members, self.free_keys) = Default::default();
         (self.fresh, self.blocked) = Default::default();
         (self.out_of_range, self.silent) = Default::default();
+        self.started = Vec::new();
         self.below_end.clear();
         self.session = FetchSession::new();
         self.outcome = Outcome::default();
@@ -277,6 +285,7 @@ impl Fetcher {
         self.blocked.clear();
         self.out_of_range.clear();
         self.silent.clear();
+        self.started.clear();
         self.below_end.clear();
         for key in self.by_uid.values() {
             self.session.unwant(*key);
@@ -320,7 +329,8 @@ impl Fetcher {
             self.free_keys.push(key);
             self.below_end.forget(key);
             self.silent.retain(|(silent, _)| *silent != key);
-            for list in [&mut self.fresh, &mut self.blocked, &mut self.out_of_range] {
+            let Self { fresh, blocked, out_of_range, started, .. } = self;
+            for list in [fresh, blocked, out_of_range, started] {
                 list.retain(|other| *other != key);
             }
         }

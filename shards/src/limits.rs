@@ -36,6 +36,8 @@ pub const STARVED_AFTER: Duration = Duration::from_secs(2);
 /// A source that says for so long that less is committed than it once said, is followed: twice the
 /// time a new leader may need to hear of its followers (replica.lag.time.max.ms).
 pub const HIGH_WATERMARK_PATIENCE: Duration = Duration::from_secs(60);
+/// How long whoever assigns partitions waits at most for their logs; control waits 600 s.
+pub const OPENING_LIMIT: Duration = Duration::from_secs(590);
 /// How soon a log that is being opened is looked at again by who wants it closed or deleted.
 pub const OPENING_LOOK: Duration = Duration::from_millis(5);
 /// Same-kind failures of one partition in a row before a person is asked.

@@ -437,17 +437,20 @@ impl Link {
         Budget::reserve(&self.shard.budget, bytes_max).await
     }
 
+    /// The rate limits that hold for such traffic.
+    fn limits(&self, kind: Kind) -> impl Iterator<Item = &RefCell<Option<RateLimit>>> {
+        let backfill = (kind != Kind::Tail).then_some(&self.backfill_rate);
+        std::iter::once(&self.rate).chain(backfill)
+    }
+
     /// Waits until the link's rate limit allows another fetch.
     pub async fn wait_for_rate(&self, kind: Kind) {
         loop {
             let now_ns = ring::now().as_nanos();
             let delay = |rate: &RefCell<Option<RateLimit>>| {
-                rate.borrow().as_ref().map_or(Duration::ZERO, |rate| rate.delay(now_ns))
+                rate.borrow().as_ref().map(|rate| rate.delay(now_ns))
             };
-            let mut pause = delay(&self.rate);
-            if kind != Kind::Tail {
-                pause = pause.max(delay(&self.backfill_rate));
-            }
+            let pause = self.limits(kind).filter_map(delay).max().unwrap_or(Duration::ZERO);
             if pause.is_zero() {
                 return;
             }
@@ -458,8 +461,7 @@ impl Link {
     /// How much one answer may bring under the rate limits: what they allow in a while. More would
     /// be paid for with a long pause, in which nothing is heard of any partition.
     pub fn answer_bytes_max(&self, kind: Kind) -> u64 {
-        let limits = [Some(&self.rate), (kind != Kind::Tail).then_some(&self.backfill_rate)];
-        let allowed = limits.into_iter().flatten().filter_map(|limit| {
+        let allowed = self.limits(kind).filter_map(|limit| {
             limit.borrow().as_ref().map(|limit| limit.bytes_in(RATE_ANSWER_TIME))
         });
         allowed.min().unwrap_or(u64::MAX).max(1)
@@ -470,8 +472,7 @@ impl Link {
         let counted = &self.shard.counters.bytes_received;
         counted.set(counted.get() + bytes);
         let now_ns = ring::now().as_nanos();
-        let limits = [Some(&self.rate), (kind != Kind::Tail).then_some(&self.backfill_rate)];
-        for limit in limits.into_iter().flatten() {
+        for limit in self.limits(kind) {
             if let Some(limit) = limit.borrow_mut().as_mut() {
                 limit.spend(now_ns, bytes);
             }

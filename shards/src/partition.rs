@@ -415,6 +415,11 @@ impl Partition {
         self.source.get().end
     }
 
+    /// Where it began.
+    pub fn source_start(&self) -> Option<i64> {
+        self.source.get().start
+    }
+
     /// Notes what an answer said of the source's log. One that contradicts itself says nothing.
     pub fn heard(&self, start: i64, end: i64) {
         if start >= 0 && end >= 0 && start > end {
@@ -447,13 +452,21 @@ impl Partition {
         }
     }
 
-    /// Follows the source's log start as last heard. One beyond our end is a gap and is not
-    /// stepped over here.
-    pub fn follow_start(&self) {
-        if let (Some(log), Some(start)) = (self.log(), self.source.get().start)
-            && start <= log.positions().received.0.offset
+    /// Whether the source's log, as was last heard, begins within what is visible here. One that
+    /// begins beyond our end is a gap, and not stepped over so.
+    pub fn begins_later(&self) -> bool {
+        let (Some(log), Some(start)) = (self.log(), self.source.get().start) else { return false };
+        let positions = log.positions();
+        positions.log_start_offset < start && start <= positions.received.0.offset
+    }
+
+    /// Follows the source's log start, which it has told twice: as last heard, and as it said when
+    /// it was asked for it.
+    pub fn follow_start(&self, asked: i64) {
+        if let (true, Some(log), Some(start)) =
+            (self.begins_later(), self.log(), self.source.get().start)
         {
-            log.advance_start(start);
+            log.advance_start(start.min(asked));
         }
     }
 

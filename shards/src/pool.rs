@@ -166,6 +166,8 @@ impl Pool {
         if !self.rate.is_known() {
             return;
         }
+        // As many as it came from may be more than are allowed by now.
+        trial.from = trial.from.min(most);
         let (seen, now) = (self.rate.mean(), self.connections);
         let enough = u128::from(seen) * 20 >= u128::from(trial.bytes) * 19;
         let next = if enough {
@@ -182,7 +184,7 @@ impl Pool {
         }
         self.trial = None;
         if !enough {
-            self.set(trial.from.min(most));
+            self.set(trial.from);
         }
         self.in_vain(false);
     }

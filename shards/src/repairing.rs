@@ -13,27 +13,24 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use net::backoff::Backoff;
-use net::fetch::{FetchLimits, FetchSession, TopicName, Wanted};
 use net::{Connection, NetError};
 use ring::{Instant, Share, SocketWatch, Task};
 use storage::log::{AppendLimits, Log, LogState};
 use storage::recovery::Corrupt;
 use storage::repair::{Repair, RepairError, plan};
 use storage::verify::Verifier;
-use uuid::Uuid;
 
 use crate::control::{Event, Mode, VerifySettings};
-use crate::fetcher::Kind;
 use crate::limits::{
-    EMPTY_REPAIR_ANSWERS_MAX, FETCH_WAIT_MS, HEARD_BYTES_MAX, PARTITION_BYTES_MAX, REOPENED_LOOK,
-    REPAIR_ROUNDS_MAX, REQUEST_LIMIT,
+    EMPTY_REPAIR_ANSWERS_MAX, PARTITION_BYTES_MAX, REOPENED_LOOK, REPAIR_ROUNDS_MAX, REQUEST_LIMIT,
 };
 use crate::link::Link;
 use crate::partition::{Leader, Partition};
 use crate::shard::Shard;
+use asking::{KIND, ask, hear, session_of, wanted};
 use forgetting::forget;
-use gathering::Gathering;
 
+mod asking;
 mod forgetting;
 mod gathering;
 
@@ -43,7 +40,7 @@ pub struct RepairNote {
     backoff: Backoff,
     /// Why the last try ended without success.
     pub reason: Option<String>,
-    /// When it is tried again; none with a reason: when something has changed.
+    /// When it is tried again.
     pub retry_at: Option<Instant>,
 }
 
@@ -68,7 +65,7 @@ struct Shared {
 
 /// Why a partition was not repaired.
 enum Failure {
-    /// Nothing to be had from this source: kept and named.
+    /// Nothing to be had from this source now: kept and named.
     Gone(String),
     /// The source says that it has no such offset.
     OutOfRange(i64),
@@ -228,13 +225,12 @@ async fn repair(link: Rc<Link>, partition: Rc<Partition>, shared: Rc<Shared>) {
             *note = RepairNote::default();
             link.repairs.remove(&partition);
         }
-        Err(failure @ (Failure::Gone(_) | Failure::OutOfRange(_))) => {
+        // Also what the source does not have: it may have lied, or not have committed it yet.
+        Err(failure) => {
             let reason = failure.reason();
-            tracing::warn!(partition = %partition.key, reason, "damage is kept");
-            note.reason = Some(reason);
-            note.retry_at = None;
-        }
-        Err(Failure::Later(reason) | Failure::Changed(reason)) => {
+            if note.reason.as_ref() != Some(&reason) {
+                tracing::warn!(partition = %partition.key, reason, "damage is kept");
+            }
             let pause = note.backoff.failed(ring::random());
             note.reason = Some(reason);
             note.retry_at = Some(ring::now() + pause);
@@ -457,80 +453,3 @@ async fn gather(
     }
     Ok(())
 }
-
-/// Whether the source has records at an offset now. Those of ours that cannot be read from there on
-/// are not given up before.
-async fn hear(
-    link: &Rc<Link>,
-    partition: &Partition,
-    offset: i64,
-    connection: &mut Connection,
-) -> Result<(), Failure> {
-    // It may have lost them together with us, and get them again.
-    let later = |failure: Failure| Failure::Later(failure.reason());
-    let heard = listen(link, partition, offset, connection).await.map_err(later)?;
-    if heard.empty || heard.high_watermark <= offset {
-        return Err(Failure::Later(format!("the source has no records at {offset} now")));
-    }
-    Ok(())
-}
-
-/// What a source says when it is asked for an offset.
-struct Heard {
-    empty: bool,
-    high_watermark: i64,
-    /// Negative: not told.
-    log_start: i64,
-}
-
-/// Asks for a little at an offset. No records of it are kept.
-async fn listen(
-    link: &Rc<Link>,
-    partition: &Partition,
-    offset: i64,
-    connection: &mut Connection,
-) -> Result<Heard, Failure> {
-    let mut session = session_of(partition);
-    let leader_epoch = link.leader(partition).map_or(-1, |leader| leader.epoch);
-    let _sharer = link.share_memory();
-    link.wait_for_rate(KIND).await;
-    let reserved = link.reserve(HEARD_BYTES_MAX).await;
-    let max_bytes = i32::try_from(reserved.bytes()).unwrap_or(i32::MAX);
-    let wanted = wanted(offset, leader_epoch, max_bytes);
-    let (gathering, _) = ask(link, &mut session, wanted, connection).await?;
-    let empty = gathering.pieces.iter().all(|piece| piece.is_empty());
-    let Gathering { high_watermark, log_start, .. } = gathering;
-    Ok(Heard { empty, high_watermark, log_start })
-}
-
-fn session_of(partition: &Partition) -> FetchSession {
-    let mut session = FetchSession::new();
-    let id = partition.topic_id.unwrap_or(Uuid::nil());
-    session.add(KEY, TopicName { name: &partition.key.topic, id }, partition.key.partition);
-    session
-}
-
-fn wanted(fetch_offset: i64, leader_epoch: i32, max_bytes: i32) -> Wanted {
-    Wanted { fetch_offset, last_fetched_epoch: -1, leader_epoch, max_bytes }
-}
-
-/// One request; its records, and for how long the source wants to be left alone.
-async fn ask(
-    link: &Rc<Link>,
-    session: &mut FetchSession,
-    wanted: Wanted,
-    connection: &mut Connection,
-) -> Result<(Gathering, Duration), Failure> {
-    let (offset, max_bytes) = (wanted.fetch_offset, wanted.max_bytes);
-    session.want(KEY, wanted);
-    let limits = FetchLimits { max_wait_ms: FETCH_WAIT_MS, min_bytes: 1, max_bytes };
-    let mut gathering = Gathering::default();
-    let answer = connection.fetch(session, &limits, &mut gathering).await?;
-    link.count_fetch(answer.records_bytes, KIND);
-    gathering.judge(offset)?;
-    Ok((gathering, answer.throttle))
-}
-
-const KEY: u32 = 0;
-/// Not in the way of what is new.
-const KIND: Kind = Kind::Backfill(0);

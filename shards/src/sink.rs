@@ -27,8 +27,8 @@ pub struct Member {
 pub enum Stage {
     /// They go into the log.
     Appending,
-    /// The first of them is compared with our last batch. Apart, since there are thousands of
-    /// members and few are compared.
+    /// The first of them is compared with our last batch, or with what we have at the place of a
+    /// cut. Apart, since there are thousands of members and few are compared.
     Comparing(Box<Comparison>),
     /// They are skipped: whether the source's log begins here, beyond our end or our last batch, is
     /// what counts.
@@ -60,6 +60,8 @@ pub struct Outcome {
     pub compared: Vec<u32>,
     /// Partitions whose log was found to begin beyond our end, or not.
     pub stepped: Vec<(u32, Stepped)>,
+    /// Partitions of which the source is said to have deleted records.
+    pub started: Vec<u32>,
     /// Empty copies that begin beyond where the source's log does, and where that is.
     pub begun_late: Vec<(u32, i64)>,
     /// Partitions with trouble.
@@ -72,6 +74,7 @@ impl Outcome {
         self.bare.clear();
         self.compared.clear();
         self.stepped.clear();
+        self.started.clear();
         self.begun_late.clear();
         self.troubles.clear();
     }
@@ -176,8 +179,10 @@ impl<'a> Sink<'a> {
         }
         // A source that claims to start beyond what it just let us ask for, or beyond what it says
         // is committed, is not believed.
-        if head.log_start_offset <= before.min(head.high_watermark) {
-            log.advance_start(head.log_start_offset);
+        let begun = log.positions().log_start_offset;
+        if head.log_start_offset > begun && head.log_start_offset <= before.min(head.high_watermark)
+        {
+            self.outcome.started.push(self.key);
         }
         if head.records_bytes == 0 {
             log.set_high_watermark(head.high_watermark);
@@ -222,7 +227,7 @@ impl<'a> Sink<'a> {
         if head.records_bytes > 0 {
             return Take::Records;
         }
-        if head.high_watermark <= comparison.ours().base_offset {
+        if head.high_watermark <= comparison.offset() {
             comparison.is_not_yet();
         }
         Take::Skip
@@ -252,7 +257,7 @@ impl<'a> Sink<'a> {
             Ok(true) => Flow::Continue,
             Ok(false) => Flow::SkipRest,
             Err(error) => {
-                let began_at = comparison.ours().base_offset;
+                let began_at = comparison.offset();
                 self.outcome.troubles.push((self.key, Trouble::Append { error, began_at }));
                 Flow::SkipRest
             }

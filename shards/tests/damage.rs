@@ -195,6 +195,27 @@ fn a_source_that_sends_damaged_records_does_not_get_them_written() {
     rig.assert_equal();
 }
 
+/// What a source says once is not its last word: it may have lied, or not have committed it yet.
+#[test]
+fn what_the_source_once_did_not_have_is_asked_for_again() {
+    for lie in [Fault::Empty, Fault::ShiftOffsets(-5), Fault::ErrorCode(1)] {
+        let mut rig = stopped();
+        flip(&segments(&rig, 0)[1], 300_000);
+        rig.start();
+        rig.until_caught_up();
+        rig.source.cluster().inject(Target::partition("orders", 0), lie.clone(), None);
+        verify(&rig);
+        rig.until("a try in vain", |status| {
+            let gone = |reason: &String| reason.contains("the source no longer has it");
+            status.partitions.iter().any(|p| p.reason.as_ref().is_some_and(gone))
+        });
+        rig.source.cluster().clear_faults();
+        rig.until("repair", |status| status.stats.damages_repaired == 1);
+        rig.stop();
+        rig.assert_equal();
+    }
+}
+
 #[test]
 fn a_paused_link_repairs_nothing_and_a_sealed_topic_never() {
     let mut rig = stopped();

@@ -322,6 +322,25 @@ fn a_log_start_that_a_fetch_tells_and_refutes_moves_nothing() {
     }
 }
 
+/// A log start within the copy is believed once the source says it when it is asked for it, too:
+/// what lies below is hidden for good, and its files go.
+#[test]
+fn a_log_start_within_the_copy_by_a_lie_hides_nothing() {
+    let lie = Fault::LogStart(RECORDS / 2);
+    let mut world = caught_up();
+    lies(&world, lie.clone(), None);
+    grow(&world);
+    world.until_caught_up(MINUTE);
+    restart(&mut world, |_| {});
+    world.sim.run_for(10 * SECOND);
+    assert!(world.cluster.faults_applied() > 1);
+    assert_eq!(world.partition("orders", 1).log_start, 0);
+    assert_healed(&mut world, &lie);
+    // What is true is followed, also where nothing else is new.
+    world.cluster.delete_records("orders", 1, RECORDS / 2).expect("deletes");
+    world.until("its start", 10 * SECOND, |status| status.partitions[1].log_start == RECORDS / 2);
+}
+
 /// What is not promised (SPECIFICATION.md): a batch that a source leaves out within an answer looks
 /// like one that its cleaner took, and no later look finds it.
 #[test]

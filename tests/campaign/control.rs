@@ -149,7 +149,7 @@ fn check_status(
         }
         // Of a damaged log the positions say what is believed; its bytes are looked at elsewhere.
         // One that is being cut shows where its segment begins, for a moment.
-        let cut = !model.open_cuts.is_empty() || model.may_be_cut_by_lies();
+        let cut = !model.open_cuts.is_empty();
         let settled = *state != PartitionState::Corrupt && !cut;
         if *received < model.floor && settled {
             let floor = model.floor;

@@ -5,6 +5,7 @@
 use shards::control::*;
 use source::{Fault, Target};
 
+use crate::model::StartLie;
 use crate::world::World;
 
 /// A lie about the cluster, told a few times.
@@ -33,42 +34,43 @@ impl World {
     pub fn deceive(&mut self, key: &PartitionKey) {
         let target = Target::partition(key.topic.to_string(), key.partition);
         let times = 1 + self.guile.below(6);
+        if self.plan.trouble.starts && self.guile.below(8) == 0 {
+            return self.deceive_start(key, times);
+        }
         let (fault, kind) = match self.guile.below(12) {
             0 => (self.offsets(key, true, false), "lie: log start"),
             1 => (self.offsets(key, false, true), "lie: log end"),
             2 => (self.offsets(key, true, true), "lie: log start and end"),
-            3 | 4 => {
+            drawn @ (3 | 4 | 7) => {
                 let epoch = self.false_epoch(key);
                 let end_offset = self.false_offset(key);
-                (Fault::EpochEnd { epoch, end_offset }, "lie: epoch end")
+                match drawn {
+                    7 => (Fault::Diverging { epoch, end_offset }, "lie: diverging epoch"),
+                    _ => (Fault::EpochEnd { epoch, end_offset }, "lie: epoch end"),
+                }
             }
-            5 => {
+            drawn @ (5 | 8) => {
                 let code = CODES[self.guile.index(CODES.len())];
-                (Fault::RefuseQuestions(code), "lie: question refused")
+                match drawn {
+                    5 => (Fault::RefuseQuestions(code), "lie: question refused"),
+                    _ => (Fault::ErrorCode(code), "lie: fetch refused"),
+                }
             }
             6 => {
                 let other = [0, 1, 2, -1, 77][self.guile.index(5)];
                 (Fault::AnswerAs(other), "lie: answer as another partition's")
             }
-            7 => {
-                let epoch = self.false_epoch(key);
-                let end_offset = self.false_offset(key);
-                (Fault::Diverging { epoch, end_offset }, "lie: diverging epoch")
-            }
-            8 => {
-                let code = CODES[self.guile.index(CODES.len())];
-                (Fault::ErrorCode(code), "lie: fetch refused")
-            }
             _ => return self.deceive_control(key),
         };
-        self.note(key, &fault);
+        if !self.may_be_asked(key, &fault) {
+            return;
+        }
         self.trace(|| format!("{key} lies {times} times: {fault:?}"));
         self.cluster.inject(target.clone(), fault, Some(times));
         self.tally.count(kind);
         // Questions are asked for a reason.
         if self.guile.coin() {
             let times = 1 + self.guile.below(3);
-            self.note(key, &Fault::ErrorCode(1));
             self.cluster.inject(target, Fault::ErrorCode(1), Some(times));
             self.tally.count("lie: out of range");
         }
@@ -133,22 +135,33 @@ impl World {
         }
     }
 
-    /// Keeps in mind what may have been believed.
-    fn note(&mut self, key: &PartitionKey, fault: &Fault) {
-        let allowed = self.settings.allow_truncation;
-        self.models.values_mut().for_each(|model| model.lied.allowed |= allowed);
-        let lied = &mut self.models.get_mut(key).expect("it is known").lied;
-        match fault {
-            Fault::EpochEnd { .. } => lied.epochs = true,
-            Fault::ErrorCode(1) => lied.out_of_range = true,
-            Fault::Offsets { latest, .. } => lied.ends |= latest.is_some(),
-            // It may be any other partition that is answered for.
-            Fault::AnswerAs(_) => self.models.values_mut().for_each(|model| {
-                model.lied.epochs = true;
-                model.lied.ends = true;
-            }),
-            _ => {}
+    /// Lies in fetches about where a log begins, unless answers to questions do, too: those that
+    /// agree are believed.
+    fn deceive_start(&mut self, key: &PartitionKey, times: u64) {
+        let start = self.false_offset(key);
+        let model = self.models.get_mut(key).expect("it is known");
+        if *model.start_lie.get_or_insert(StartLie::Fetched) == StartLie::Fetched {
+            let target = Target::partition(key.topic.to_string(), key.partition);
+            self.trace(|| format!("{key} lies {times} times: log start {start}"));
+            self.cluster.inject(target, Fault::LogStart(start), Some(times));
+            self.tally.count("lie: log start of a fetch");
         }
+    }
+
+    /// The same for answers to questions.
+    fn may_be_asked(&mut self, key: &PartitionKey, fault: &Fault) -> bool {
+        // It may be any other partition that is answered for.
+        let any = matches!(fault, Fault::AnswerAs(_));
+        if !any && !matches!(fault, Fault::Offsets { earliest: Some(_), .. }) {
+            return true;
+        }
+        let keys = self.models.keys().filter(|other| any || *other == key);
+        let keys: Vec<PartitionKey> = keys.cloned().collect();
+        let free = keys.iter().all(|key| self.models[key].start_lie != Some(StartLie::Fetched));
+        for key in keys.iter().filter(|_| free) {
+            self.models.get_mut(key).expect("it is known").start_lie = Some(StartLie::Asked);
+        }
+        free
     }
 
     fn offsets(&mut self, key: &PartitionKey, earliest: bool, latest: bool) -> Fault {

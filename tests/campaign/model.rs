@@ -43,21 +43,17 @@ pub struct Model {
     pub recreated: bool,
     /// The source has deleted records of it.
     pub trimmed: bool,
-    /// What the source may have been believed to say.
-    pub lied: Lied,
+    /// What the source says of where its log begins, if it lies about that.
+    pub start_lie: Option<StartLie>,
 }
 
-/// Lies that were told of a partition.
-#[derive(Clone, Debug, Default)]
-pub struct Lied {
-    /// Where its leader epochs end.
-    pub epochs: bool,
-    /// Where its log ends.
-    pub ends: bool,
-    /// That what was asked for is out of range.
-    pub out_of_range: bool,
-    /// While cutting was allowed.
-    pub allowed: bool,
+/// Where a source lies about where a log begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartLie {
+    /// In answers to fetches.
+    Fetched,
+    /// In answers to questions.
+    Asked,
 }
 
 /// A bit that was turned in a file.
@@ -122,7 +118,7 @@ impl Model {
             sealed: None,
             recreated: false,
             trimmed: false,
-            lied: Lied::default(),
+            start_lie: None,
         }
     }
 
@@ -168,9 +164,7 @@ impl Model {
     /// A flushed end was reported.
     pub fn reported(&mut self, flushed: i64, log_start: i64) -> Result<(), String> {
         let back = flushed < self.flushed && flushed > log_start;
-        if back && self.may_be_cut_by_lies() {
-            self.floor = self.floor.min(flushed);
-        } else if back && self.open_cuts.is_empty() {
+        if back && self.open_cuts.is_empty() {
             let before = self.flushed;
             return Err(format!("{}: flushed went back from {before} to {flushed}", self.key));
         }
@@ -204,14 +198,6 @@ impl Model {
         }
         self.before.push(before);
         self.recreated = true;
-    }
-
-    /// Whether all that has to be said before a copy is cut may have been a lie, or may have been
-    /// true but for the place. Answers that agree with one another are believed.
-    pub fn may_be_cut_by_lies(&self) -> bool {
-        let Lied { epochs, ends, out_of_range, allowed, .. } = self.lied;
-        let parted = !self.before.is_empty() || self.trimmed;
-        allowed && epochs && (ends && out_of_range || parted)
     }
 
     /// The copy may be cut: what was reported beyond the cuts need not stay.

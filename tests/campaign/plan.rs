@@ -14,6 +14,8 @@ pub const VERBS_FROM: u64 = 20_000;
 /// In worlds of these seeds sources lie about more than their records, in a third of them, and
 /// topics are deleted and created again, in a third of them, too.
 pub const DECEITS_FROM: u64 = 700_000;
+/// Worlds of these seeds whose source lies so also lie in fetches about where logs begin.
+pub const STARTS_FROM: u64 = 850_000;
 
 /// A world's settings.
 #[derive(Clone, Debug)]
@@ -71,6 +73,8 @@ pub struct Trouble {
     pub verbs: bool,
     /// Answers about offsets, epochs and the cluster are wrong.
     pub deceits: bool,
+    /// And those to fetches about where logs begin.
+    pub starts: bool,
     /// Topics are deleted at the source and created again.
     pub recreated: bool,
 }
@@ -82,7 +86,7 @@ impl Plan {
         let random = &mut random;
         // Of numbers of its own: older worlds stay what they were.
         let mut guile = Random::new(seed ^ 0x6775_696c_6500);
-        let trouble = Trouble {
+        let mut trouble = Trouble {
             bad_disk: random.below(4) == 0,
             full_disk: random.below(5) == 0,
             flipped_bits: random.below(5) == 0,
@@ -95,8 +99,10 @@ impl Plan {
             clock: random.below(4) == 0,
             verbs: seed >= VERBS_FROM && Random::new(seed ^ 0x7665_7262).coin(),
             deceits: guile.below(3) == 0 && seed >= DECEITS_FROM,
+            starts: false,
             recreated: guile.below(3) == 0 && seed >= DECEITS_FROM,
         };
+        trouble.starts = trouble.deceits && seed >= STARTS_FROM;
         let mut faults = Faults::default();
         if random.coin() {
             let harsh = Faults::harsh();

@@ -11,7 +11,6 @@ use tokio::sync::oneshot;
 use crate::asked::Asked;
 use crate::attend::{attend, look_anew, waits};
 use crate::control::Shard;
-use crate::model::Lied;
 use crate::plan::VERBS_FROM;
 use crate::tally::Tally;
 use crate::verbs::Standing;
@@ -149,10 +148,7 @@ fn check_copies(
             return Err(format!("{key}: corrupt, but no bit was turned: {:?}", status.reason));
         }
         world.tally.corrupt += u64::from(corrupt);
-        if status.received < model.floor && model.may_be_cut_by_lies() {
-            model.floor = status.received;
-        }
-        model.lied = Lied::default();
+        model.start_lie = None;
         if status.received < model.floor && !corrupt {
             let floor = model.floor;
             return Err(format!("{key}: {floor} was flushed, and is not there: {status:?}"));

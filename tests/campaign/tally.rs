@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ring::sim::{Accident, Happened};
 
 /// What a campaign must have done to its worlds, beside the accidents.
-const WORLD_KINDS: [&str; 49] = [
+const WORLD_KINDS: [&str; 50] = [
     "bit turned below the flushed end",
     "broker killed",
     "broker without power",
@@ -43,6 +43,7 @@ const WORLD_KINDS: [&str; 49] = [
     "lie: leader epoch",
     "lie: log end",
     "lie: log start",
+    "lie: log start of a fetch",
     "lie: log start and end",
     "lie: no brokers",
     "lie: no topic",

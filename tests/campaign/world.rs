@@ -419,11 +419,7 @@ impl World {
                     }
                     // What lies below the source's start may be of a past it has parted from.
                     let floor = model.floor.min(start);
-                    if from < floor && model.may_be_cut_by_lies() {
-                        // Answers that agree with one another are believed.
-                        model.floor = model.floor.min(from);
-                        self.tally.count("lies that agreed were believed");
-                    } else if from < floor && !(from < start && to <= start) {
+                    if from < floor && !(from < start && to <= start) {
                         return Err(format!("{key}: cut to {from}, {floor} is common"));
                     }
                     model.flushed = model.flushed.min(from);

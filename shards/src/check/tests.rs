@@ -49,18 +49,11 @@ fn heads_are_compared() {
 
 fn whole(value: &str) -> Vec<u8> {
     let record = Record { value: Some(value.into()), ..Record::default() };
-    encode_batch(&[record], &BatchFields { base_offset: 100, leader_epoch: 3, ..FIELDS })
+    encode_batch(
+        &[record],
+        &BatchFields { base_offset: 100, leader_epoch: 3, ..BatchFields::default() },
+    )
 }
-
-const FIELDS: BatchFields = BatchFields {
-    base_offset: 0,
-    leader_epoch: 0,
-    attributes: 0,
-    base_timestamp_ms: 0,
-    producer_id: -1,
-    producer_epoch: -1,
-    base_sequence: -1,
-};
 
 fn judge(theirs: &[u8], piece: usize) -> Result<Option<Compared>, AppendError> {
     let bytes = whole("ours");

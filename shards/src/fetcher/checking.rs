@@ -3,6 +3,7 @@
 //! What a source says here is held against the rest of what it says. Where that contradicts itself
 //! nothing begins, moves or is cut: the partition says why, and asks again after pauses that grow.
 
+mod cutting;
 mod out_of_range;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use storage::log::Log;
 
 use super::Fetcher;
 use crate::check::{AskedEpoch, Comparison, Epochs, SourceLog, judge_epochs};
-use crate::control::{Event, FaultCode, Start};
+use crate::control::Start;
 use crate::limits::CHECKS_PER_REQUEST;
 use crate::partition::Partition;
 use crate::sink::Stage;
@@ -87,7 +88,7 @@ impl Fetcher {
                 self.session.want(key, wanted);
                 self.watch_answer(key);
             }
-            None if let Some(common_end) = parted => self.diverged(key, common_end),
+            None if let Some(common_end) = parted => self.look_at_cut(key, common_end),
             _ => {
                 partition.set_unchecked(false);
                 partition.asked_anew(ring::wall_ms());
@@ -240,24 +241,6 @@ impl Fetcher {
             self.wait_and_retry(key, "the source's leader epochs make no sense".to_owned());
         }
         Ok(parted)
-    }
-
-    /// The source lost records we have.
-    pub(super) fn diverged(&mut self, key: u32, common_end: i64) {
-        let Some(partition) = self.owned(key) else { return };
-        let Some(log) = partition.log() else { return };
-        let end = log.positions().received.0.offset;
-        if !self.link.settings().allow_truncation {
-            let reason = format!(
-                "the source's log parts from the copy at offset {common_end}, the copy goes to \
-                 {end}: the source lost these records. allow_truncation cuts them off here too"
-            );
-            self.fault(key, FaultCode::Diverged, reason);
-            return;
-        }
-        let name = partition.key.clone();
-        let event = Event::Truncated { key: name, from: common_end, to: end };
-        self.cut(key, common_end, None, Some(event));
     }
 }
 

@@ -42,6 +42,7 @@ impl Fetcher {
         for (key, stepped) in outcome.stepped.drain(..) {
             self.settle_step(key, stepped);
         }
+        self.started.append(&mut outcome.started);
         for (key, start) in outcome.begun_late.drain(..) {
             self.begin_earlier(key, start);
         }
@@ -94,6 +95,9 @@ impl Fetcher {
     }
 
     pub(super) fn settle_comparison(&mut self, key: u32, compared: Compared) {
+        if self.is_looking_at_cut(key) {
+            return self.settle_cut(key, compared);
+        }
         let Some(partition) = self.owned(key) else { return };
         let Some(Some(member)) = self.members.get_mut(key as usize) else { return };
         let parted = match std::mem::replace(&mut member.stage, Stage::Appending) {
@@ -113,7 +117,7 @@ impl Fetcher {
                 );
                 self.wait_and_retry(key, reason);
             }
-            Decision::Diverged { common_end } => self.diverged(key, common_end),
+            Decision::Diverged { common_end } => self.look_at_cut(key, common_end),
             Decision::Wait => {
                 let reason = format!(
                     "what the source calls committed ends before the copy's last batch, the copy \
@@ -127,7 +131,7 @@ impl Fetcher {
                 partition.asked_anew(ring::wall_ms());
                 // An idle partition may not be mentioned again: what was heard has to serve.
                 partition.note_lag(ring::now());
-                partition.follow_start();
+                self.started.push(key);
                 self.watch_end(key, &partition);
                 self.want(key);
             }

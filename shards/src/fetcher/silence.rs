@@ -112,6 +112,9 @@ impl Fetcher {
         if is_remote {
             let reason = format!("the source has offset {offset} in its remote tier, and is slow");
             self.wait_and_retry(key, reason);
+        } else if self.is_looking_at_cut(key) {
+            // Of what it does not call committed it says nothing.
+            self.settle_cut(key, Compared::NotYet);
         } else if self.ends_with_a_gap(key) {
             self.settle_comparison(key, Compared::Gone);
         } else {

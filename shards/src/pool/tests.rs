@@ -358,6 +358,29 @@ proptest! {
     }
 }
 
+/// Fewer are being tried when partitions catch up, and fewer than before are allowed.
+#[test]
+fn a_trial_that_ends_goes_back_to_no_more_than_allowed() {
+    let mut pool = Pool::default();
+    let mut see = |backfilling, bytes| {
+        pool.consider(&Interval { backfilling, bytes, settled: true, busy: false }, 41);
+        pool.connections()
+    };
+    let bytes = |connections: usize| connections as u64 * 1_000_000;
+    let mut connections = 0;
+    for _ in 0..2_000 {
+        let before = connections;
+        connections = see(40, bytes(connections.min(24)));
+        if connections > LEAST && connections < before {
+            break;
+        }
+    }
+    for _ in 0..2 * SETTLING_MAX {
+        let now = see(connections, bytes(1));
+        assert!(now <= connections, "{now} of {connections}");
+    }
+}
+
 #[test]
 fn answers_take_about_as_long_as_they_should() {
     let target = Duration::from_millis(1000);

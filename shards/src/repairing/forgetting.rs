@@ -14,7 +14,8 @@ use net::questions::{EARLIEST, LATEST};
 use ring::Share;
 use storage::log::Log;
 
-use super::{Failure, goes_on, listen};
+use super::asking::listen;
+use super::{Failure, goes_on};
 use crate::check::SourceLog;
 use crate::control::Mode;
 use crate::fetcher::list_offsets;

@@ -1,6 +1,8 @@
 //! Opening logs: when partitions are assigned, when the source has said where a new one begins, and
 //! again after they failed.
 
+use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use uuid::Uuid;
 
 use super::{Shard, a_few_at_once};
 use crate::control::{Assign, LinkSettings, PartitionKey, Refused};
-use crate::limits::{LOGS_AT_ONCE, OPENING_LOOK};
+use crate::limits::{LOGS_AT_ONCE, OPENING_LIMIT, OPENING_LOOK};
 use crate::partition::Partition;
 
 /// Somebody is opening a partition's log: who wants it closed or deleted waits for the end of it.
@@ -41,13 +43,37 @@ pub struct OpenError {
 }
 
 impl Shard {
+    /// Whoever waits hears in time which are open by then; the others are opened all the same.
     pub(super) async fn assign(
         self: Rc<Self>,
         partitions: Vec<Assign>,
         reply: oneshot::Sender<Vec<Result<(), Refused>>>,
     ) {
-        let opening = |assign| Rc::clone(&self).assign_one(assign);
-        let _ = reply.send(a_few_at_once(partitions, opening).await);
+        let late = || {
+            let reason = format!(
+                "its log is still being opened after {} s; that goes on",
+                OPENING_LIMIT.as_secs()
+            );
+            Err(Refused { reason })
+        };
+        let opened: Vec<_> = partitions.iter().map(|_| None).collect();
+        let opened = Rc::new(RefCell::new(opened));
+        let opening = |(at, assign)| {
+            let (shard, opened) = (Rc::clone(&self), Rc::clone(&opened));
+            async move {
+                let result = shard.assign_one(assign).await;
+                opened.borrow_mut()[at] = Some(result);
+            }
+        };
+        let all = a_few_at_once(partitions.into_iter().enumerate().collect(), opening);
+        let mut all = pin!(all);
+        let in_time = ring::timeout(OPENING_LIMIT, all.as_mut()).await;
+        let answer: Vec<_> =
+            opened.borrow_mut().iter_mut().map(|one| one.take().unwrap_or_else(late)).collect();
+        let _ = reply.send(answer);
+        if in_time.is_err() {
+            all.await;
+        }
     }
 
     async fn assign_one(self: Rc<Self>, assign: Assign) -> Result<(), Refused> {

@@ -2,8 +2,9 @@
 //!
 //! A follower of Kafka's own takes the leader's word: it cuts its log to the leader's end, or
 //! begins anew at its start (`fetchOffsetAndTruncate`). Here one answer moves nothing: a log end
-//! below ours needs leader epochs that part from ours, too, and our last batch out of range or
-//! another one there; a log start beyond ours needs a fetch that finds it.
+//! below ours needs leader epochs that part from ours, too, our last batch out of range or another
+//! one there, and other records where it is to be cut; a log start beyond ours needs a fetch that
+//! finds it.
 
 use std::rc::Rc;
 
@@ -64,7 +65,7 @@ impl Fetcher {
         let parted = self.compare_epochs(connection, &keys).await?;
         for (key, theirs) in beyond {
             match parted.get(&key).copied() {
-                Some(common_end) if self.is_comparing(key) => self.diverged(key, common_end),
+                Some(common_end) if self.is_comparing(key) => self.look_at_cut(key, common_end),
                 Some(common_end) => self.compare_last(key, common_end),
                 None => self.ends_below(key, theirs),
             }
@@ -72,7 +73,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Whether it was the copy's last batch that was out of range.
+    /// Whether it was what is compared that was out of range.
     fn is_comparing(&self, key: u32) -> bool {
         matches!(self.member(key).map(|member| &member.stage), Some(Stage::Comparing(_)))
     }
@@ -102,12 +103,10 @@ impl Fetcher {
     fn in_range(&mut self, key: u32, theirs: SourceLog) {
         let Some(partition) = self.owned(key) else { return };
         let (asked, parted) = match self.member(key).map(|member| &member.stage) {
-            Some(Stage::Comparing(comparison)) => {
-                (comparison.ours().base_offset, comparison.parted())
-            }
+            Some(Stage::Comparing(comparison)) => (comparison.offset(), comparison.parted()),
             _ => (partition.log().map_or(0, |log| log.positions().received.0.offset), None),
         };
-        if asked < theirs.start {
+        if asked < theirs.start && !self.is_looking_at_cut(key) {
             // Our last batch was deleted there.
             return self.step_to(key, theirs.start, parted);
         }
