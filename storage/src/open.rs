@@ -34,8 +34,8 @@ mod files;
 mod last_batch;
 mod reading;
 
-pub(crate) use files::Files;
-use files::{find, read_epochs, read_snapshot};
+pub(crate) use files::{Files, read_epochs};
+use files::{find, knows_producers, read_snapshot};
 use last_batch::Last;
 use reading::Reading;
 
@@ -129,6 +129,9 @@ struct ScannedSegment {
     base: i64,
     end: Place,
     indexes: Indexes,
+    /// Of so many bytes its index files are kept: they may hold entries for what was scanned again,
+    /// or for what is no more.
+    kept: [u64; 3],
     /// Its checksums, if it was read from its start.
     checksums: Option<SealBuilder>,
 }
@@ -189,10 +192,10 @@ pub(crate) async fn load(
             // It is not what was flushed. Reading tells what is wrong: from the beginning, for the
             // transactions that are open at the end are not those at a segment's start.
             Last::Other => {
-                // Nor are they known at a segment's start without the snapshot there.
+                // Nor need they be known at a segment's start.
                 let base = verdict.end.segment;
-                let known = found.segments.first().is_some_and(|first| first.base == base)
-                    || read_snapshot(files, base).await?.is_some();
+                let first = found.segments.first().map_or(i64::MIN, |first| first.base);
+                let known = knows_producers(files, first, base).await?;
                 let within = verdict.end.bytes > 0 && known;
                 found.read_from = if within { ReadFrom::Segment } else { ReadFrom::Start };
                 loading = Loading { scanned_bytes: loading.scanned_bytes, ..begin() };
@@ -353,12 +356,8 @@ impl Loading<'_> {
         };
         let Reading { indexes, checksums, epoch, .. } = reading;
         self.scanned_bytes += scanned.place.bytes - wanted.from.place.bytes;
-        // The files may hold entries for what is scanned again, or for what is no more.
-        let sizes = wanted.from.index.file_bytes();
-        for (kind, size) in INDEXES.into_iter().zip(sizes) {
-            cut_file(&self.files.path(kind, base), size).await?;
-        }
-        self.segment = Some(ScannedSegment { base, end: scanned.place, indexes, checksums });
+        let kept = wanted.from.index.file_bytes();
+        self.segment = Some(ScannedSegment { base, end: scanned.place, indexes, kept, checksums });
         self.last_epoch = epoch.or(self.last_epoch);
         Ok(scanned)
     }
@@ -366,13 +365,23 @@ impl Loading<'_> {
     /// The segment scanned before turned out to be a finished one: its indexes are complete.
     async fn leave_segment(&mut self) -> Result<(), LogError> {
         let Some(scanned) = self.segment.take() else { return Ok(()) };
-        let ScannedSegment { base, end, mut indexes, checksums } = scanned;
+        let ScannedSegment { base, end, mut indexes, kept, checksums } = scanned;
+        self.cut_indexes(base, kept).await?;
         indexes.finish();
         if let Some(checksums) = checksums {
             let indexes = indexes.state();
             self.reseals.insert(base, Reseal { checksums, end, indexes });
         }
         append_indexes(|kind| self.files.path(kind, base), &indexes.take()).await
+    }
+
+    /// Not before it is decided that the segment is whole: what its indexes tell may be all that
+    /// says that it is not.
+    async fn cut_indexes(&self, base: i64, kept: [u64; 3]) -> Result<(), LogError> {
+        for (kind, bytes) in INDEXES.into_iter().zip(kept) {
+            cut_file(&self.files.path(kind, base), bytes).await?;
+        }
+        Ok(())
     }
 
     /// The producers at the place a scan begins: from the snapshot there, or, coming from the
@@ -444,9 +453,13 @@ impl Loading<'_> {
                 first.max(found.visible_start)
             }
         };
+        let sound = verdict.corrupt.is_none();
         let (mut index, mut pending) = (IndexState::EMPTY, None);
         match self.segment.take() {
             Some(scanned) if scanned.base == end.segment => {
+                if sound {
+                    self.cut_indexes(scanned.base, scanned.kept).await?;
+                }
                 index = scanned.indexes.state();
                 pending = Some(scanned.indexes);
             }
@@ -458,7 +471,6 @@ impl Loading<'_> {
             }
         }
         let epochs_cut = self.epochs.truncate_end(end.offset);
-        let sound = verdict.corrupt.is_none();
         let mut epochs_dirty = false;
         if sound && (epochs_cut || self.scanned_bytes > 0) {
             match write_epochs(&self.files.folder, self.epochs.format()).await {

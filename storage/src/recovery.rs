@@ -42,6 +42,9 @@ pub struct FoundSegment {
     pub has_seal: bool,
     /// Lengths of `.index`, `.timeindex` and `.txnindex`, 0 if missing.
     pub index_bytes: [u64; 3],
+    /// The last offset that its indexes tell of, if they are looked at: of a finished segment whose
+    /// seal is lost nothing else says where it ended.
+    pub indexed: Option<i64>,
 }
 
 /// Where reading begins, unless seals or checkpoints call for more.
@@ -104,6 +107,8 @@ pub struct Scan {
     pub flushed_bytes: u64,
     /// Where it stops below this byte, it has met damage.
     pub trusted_bytes: u64,
+    /// No batch of it goes beyond: there the next segment begins.
+    pub next_base: i64,
 }
 
 /// What was written down of a batch.
@@ -147,7 +152,8 @@ impl Scan {
         next_offset: i64,
         epoch: Option<i32>,
     ) -> bool {
-        self.known.iter().flatten().any(|known| known.contradicts(bytes, next_offset, epoch))
+        next_offset > self.next_base
+            || self.known.iter().flatten().any(|known| known.contradicts(bytes, next_offset, epoch))
     }
 }
 
@@ -280,6 +286,7 @@ impl Recovery {
         self.pending.take().expect("a scan was asked for");
         let segment = &self.found.segments[self.at];
         let (base, file_bytes, seal) = (segment.base, segment.bytes, segment.seal.clone());
+        let indexed = segment.indexed;
         let trusted = self.trusted_bytes();
         let place = scanned.place;
         self.verdict.end = place;
@@ -307,6 +314,10 @@ impl Recovery {
             let zeros = scanned.stopped == Stopped::Zeros && place.offset != next_base;
             // It may be left empty only where the next records lie too far off for it.
             let emptied = place.bytes == 0 && fits(base, next_base) && next_base > base;
+            if indexed.is_some_and(|last| (place.offset..next_base).contains(&last)) {
+                let reason = "its indexes tell of more batches".to_owned();
+                return self.fail(place, place.bytes.saturating_add(1), reason);
+            }
             if next_base < place.offset || zeros || emptied || is_bad(&scanned.stopped) {
                 return self.fail(place, place.bytes.saturating_add(1), describe(&scanned.stopped));
             }
@@ -389,6 +400,7 @@ impl Recovery {
             }
             _ => Replay::segment_start(base, None, false),
         };
+        let flushed_segment = flushed.map(|flushed| flushed.segment);
         let flushed = self.found.flushed().filter(|known| known.0 == base).map(|known| known.1);
         let sealed = segment.seal.as_ref();
         let sealed =
@@ -396,7 +408,12 @@ impl Recovery {
         let known = [flushed, sealed];
         let trusted_bytes = self.trusted_bytes();
         let flushed_bytes = if below_flushed { u64::MAX } else { trusted_bytes };
-        self.pending = Some(Scan { from, to_bytes, known, flushed_bytes, trusted_bytes });
+        // Of what was never flushed a later segment says nothing: it goes.
+        let next = self.found.segments.get(self.at + 1).map(|next| next.base);
+        let next = next.or(flushed_segment.filter(|_| below_flushed));
+        let next_base = next.filter(|_| below_flushed || self.found.lost).unwrap_or(i64::MAX);
+        self.pending =
+            Some(Scan { from, to_bytes, known, flushed_bytes, trusted_bytes, next_base });
     }
 
     /// Up to which byte of the segment in turn damage is not to be explained by a crash.
