@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::check::AppendError;
+use crate::checkpoint::Entry;
 use crate::index::IndexState;
 
 const NO_INDEX: [u64; 3] = [0; 3];

@@ -43,7 +43,8 @@ impl Log {
     }
 
     /// Makes doubted epochs anew from the batches of their segment and of all behind it. Where one
-    /// of these is damaged yet, that is left to the repair of it, or to the next start.
+    /// of these is damaged yet, or about to be sealed, that is left to the next repair, or to the
+    /// next start.
     pub(super) async fn remake_epochs(&self, by: &Verifier) -> Result<(), LogError> {
         let Some(doubted) = self.inner.borrow().epochs_doubted else { return Ok(()) };
         {
@@ -57,6 +58,9 @@ impl Log {
         self.flush().await?;
         let (segments, mut epochs, generation) = {
             let inner = self.inner.borrow();
+            if !inner.closing.is_empty() {
+                return Ok(());
+            }
             let active = (inner.flushed.segment, inner.flushed.bytes);
             let active = Some(active).filter(|active| active.0 == inner.active.base);
             let sealed = inner.sealed.iter().copied().chain(active);
