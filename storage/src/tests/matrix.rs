@@ -13,6 +13,7 @@ use ring::sim::Simulation;
 
 use super::repair::Origin;
 use super::*;
+use crate::epochs::Epochs;
 use crate::recovery::Corrupt;
 use crate::verify::Verifier;
 use made::{END, Ended, Made, START, base_of, batch, batches, live, quiet_store, settings};
@@ -44,10 +45,17 @@ impl Seen {
             end: positions.received.0.offset,
             stable: positions.last_stable_offset,
             epoch: positions.last_epoch,
-            epochs: log.inner.borrow().epochs.entries().to_vec(),
+            epochs: visible(log.inner.borrow().epochs.clone()).entries().to_vec(),
             open: log.open_transactions(),
         }
     }
+}
+
+/// Epochs as one sees them who reads from the visible start on: of what lies below, and was lost,
+/// nobody knows which it had.
+fn visible(mut epochs: Epochs) -> Epochs {
+    epochs.truncate_start(START);
+    epochs
 }
 
 /// How an undamaged log looks in the end, and its files.
@@ -91,6 +99,10 @@ fn kept_files(sim: &Simulation, made: &Made) -> BTreeMap<PathBuf, Vec<u8>> {
             *bytes = bytes.trim_ascii_end().to_vec();
             if bytes.last() == Some(&0x0b) {
                 bytes.pop();
+            }
+            let text = std::str::from_utf8(bytes).ok().filter(|_| path.ends_with(EPOCHS));
+            if let Some(epochs) = text.and_then(Epochs::parse) {
+                *bytes = visible(epochs).format().into_bytes();
             }
         }
     }

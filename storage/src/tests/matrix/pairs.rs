@@ -121,3 +121,12 @@ fn a_segment_without_a_seal_that_is_cut_at_a_batchs_end_is_mended() {
         assert_eq!(result, Ok(()), "{behind} batches are missing");
     }
 }
+
+/// Below the visible start nobody misses them.
+#[test]
+fn epochs_of_a_segment_that_is_lost_below_the_visible_start_are_not_missed() {
+    let epochs = id(0).folder(made::data()).join(EPOCHS);
+    let result =
+        hurt(Ended::Clean, |_| vec![(epochs.clone(), How::Lost), (file(0, Kind::Log), How::Lost)]);
+    assert_eq!(result, Ok(()));
+}
