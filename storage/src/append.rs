@@ -38,6 +38,8 @@ pub(crate) struct Inner {
     pub checker: Checker,
     pub epochs: Epochs,
     pub epochs_dirty: bool,
+    /// From this segment on they may come of damage: they are not written to their file.
+    pub epochs_doubted: Option<i64>,
     pub producers: Producers,
     pub last_batch: Option<LastBatch>,
     pub log_start_offset: i64,
@@ -309,7 +311,8 @@ impl Inner {
             next_base,
             snapshot: self.producers.encode(),
             has_producers: !self.producers.is_empty(),
-            epoch: old.written_epoch.max(self.epochs.last()),
+            // Not what is written down of epochs: what comes next is held against this at a start.
+            epoch: self.last_batch.and_then(|batch| batch.leader_epoch).or(old.written_epoch),
         }));
         self.closing.push_back(old);
     }
@@ -420,6 +423,7 @@ impl Opened {
             checker,
             epochs: self.epochs,
             epochs_dirty: self.epochs_dirty,
+            epochs_doubted: None,
             producers: self.producers,
             last_batch: self.last_batch,
             log_start_offset: self.log_start_offset,

@@ -211,6 +211,11 @@ pub fn slot_path(data_dir: &Path, shard: u16, slot: u64) -> PathBuf {
     data_dir.join(OWN_FOLDER).join(format!("checkpoint-{shard}.{slot}"))
 }
 
+/// The path of what says that a shard has slots: those of this start, once one of them is durable.
+pub fn begun_path(data_dir: &Path, shard: u16) -> PathBuf {
+    data_dir.join(OWN_FOLDER).join(format!("checkpoint-{shard}{BEGUN}"))
+}
+
 /// Where the folders of deleted partitions lie until their files are removed.
 pub(crate) fn dead_folders(data_dir: &Path) -> PathBuf {
     data_dir.join(OWN_FOLDER).join("deleted")
@@ -308,30 +313,48 @@ fn read_slot(name: String, bytes: io::Result<Vec<u8>>) -> (String, Vec<u8>) {
 
 const CHECKPOINT: &str = "checkpoint-";
 const BASE: &str = "checkpoint-base";
+const BEGUN: &str = ".begun";
+
+/// The files of a shard's checkpoint.
+#[derive(Default)]
+struct Slots {
+    whole: usize,
+    all: usize,
+    /// One of them was durable once.
+    begun: bool,
+}
+
+impl Slots {
+    /// One torn slot is what a crash leaves, and none is what a crash before the first one leaves.
+    fn are_lost(&self) -> bool {
+        self.whole == 0 && (self.all > 1 || self.begun)
+    }
+}
 
 /// Merges the base and all slots.
 fn merge_files(files: Vec<(String, Vec<u8>)>, has_partitions: bool) -> Merged {
+    let decode = |(name, bytes): (String, Vec<u8>)| (name, Checkpoint::decode(&bytes).ok());
+    let files: Vec<_> = files.into_iter().map(decode).collect();
+    let base = files.iter().find(|file| file.0 == BASE).and_then(|file| file.1.as_ref());
+    let (base_good, base_boot) = (base.is_some(), base.map_or(0, |base| base.boot));
     let mut good = Vec::new();
-    let (mut base_good, mut base_boot) = (false, 0);
-    let mut slots: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for (name, bytes) in files {
-        let checkpoint = Checkpoint::decode(&bytes).ok();
-        let whole = checkpoint.is_some();
-        if name == BASE {
-            base_good = whole;
-            base_boot = checkpoint.as_ref().map_or(0, |base| base.boot);
-        } else if let Some((shard, _)) = name.split_once('.') {
-            let slot = slots.entry(shard.to_owned()).or_default();
-            slot.0 += usize::from(whole);
-            slot.1 += 1;
+    let mut slots: BTreeMap<String, Slots> = BTreeMap::new();
+    for (name, checkpoint) in files {
+        if let Some((shard, _)) = name.split_once('.') {
+            let slots = slots.entry(shard.to_owned()).or_default();
+            if name.ends_with(BEGUN) {
+                // Of an earlier start it is what a crash left when the slots were removed.
+                slots.begun = checkpoint.as_ref().is_some_and(|begun| begun.boot >= base_boot);
+            } else {
+                slots.whole += usize::from(checkpoint.is_some());
+                slots.all += 1;
+            }
         }
         good.extend(checkpoint);
     }
     // A base says all that those before it said; what it leaves out is over.
     good.retain(|checkpoint| checkpoint.boot >= base_boot);
-    // One torn slot is what a crash leaves. Two, or a missing base, are damage.
-    let lost_slot = slots.values().any(|&(whole, all)| whole == 0 && all > 1);
-    let lost = has_partitions && (!base_good || lost_slot);
+    let lost = has_partitions && (!base_good || slots.values().any(Slots::are_lost));
     let boot = good.iter().map(|checkpoint| checkpoint.boot).max().unwrap_or(0);
     (merge(good), boot, lost)
 }

@@ -4,6 +4,7 @@
 //! The file is Kafka's `leader-epoch-checkpoint`: version 0, the count, then `epoch offset` lines.
 
 use std::fmt::Write;
+use std::ops::Range;
 
 /// The epochs of a log, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,23 @@ impl Epochs {
         let (found, _) = *self.entries.get(next.checked_sub(1)?)?;
         let end = self.entries.get(next).map_or(log_end, |&(_, start)| start);
         Some((found, end))
+    }
+
+    /// Whether this says of a range of offsets what the batches that lie in it say themselves.
+    pub fn agrees_with(&self, offsets: &Range<i64>, batches: &Epochs) -> bool {
+        let from = self.entries.partition_point(|&(_, start)| start < offsets.start);
+        let to = self.entries.partition_point(|&(_, start)| start < offsets.end);
+        let here = &self.entries[from..to.max(from)];
+        let Some(&(epoch, offset)) = batches.entries.first() else { return here.is_empty() };
+        // The first of them may have begun before.
+        let begun = self.entries.iter().rfind(|&&(_, start)| start <= offset);
+        let goes_on = begun.is_some_and(|&(found, _)| found == epoch);
+        goes_on && (here == batches.entries || *here == batches.entries[1..])
+    }
+
+    /// Epochs above this one are gone.
+    pub fn forget_above(&mut self, epoch: i32) {
+        self.entries.retain(|&(other, _)| other <= epoch);
     }
 
     /// Everything from `end` on is gone. True if an epoch went with it.
@@ -132,6 +150,19 @@ mod tests {
         assert!(epochs.truncate_start(12));
         assert_eq!(epochs.entries(), [(4, 12)]);
         assert!(!epochs.truncate_start(12));
+    }
+
+    #[test]
+    fn what_batches_say_of_their_range() {
+        let of = |entries: &[(i32, i64)]| Epochs { entries: entries.to_vec() };
+        let agrees = |range, entries: &[_]| three().agrees_with(&range, &of(entries));
+        assert!(agrees(2..8, &[(1, 3)]) && agrees(0..8, &[(1, 0)]));
+        assert!(agrees(2..30, &[(1, 3), (4, 10), (5, 25)]));
+        assert!(agrees(10..20, &[(4, 10)]) && agrees(11..20, &[]));
+        assert!(!agrees(10..20, &[]), "an epoch began here");
+        assert!(!agrees(10..20, &[(4, 12)]), "it began later");
+        assert!(!agrees(12..20, &[(3, 12)]) && !agrees(12..20, &[(5, 12)]));
+        assert!(!agrees(2..20, &[(1, 3)]) && !agrees(12..20, &[(4, 12), (5, 15)]));
     }
 
     #[test]

@@ -30,12 +30,13 @@ use crate::volume::{Volume, is_full};
 use crate::work::{APPEND, INDEXES, append_indexes, at, cut_file, remove, write_epochs};
 use crate::write_again::WriteAgain;
 
+mod carry_out;
 mod files;
 mod last_batch;
 mod reading;
 
-pub(crate) use files::Files;
-use files::{find, read_epochs, read_snapshot};
+pub(crate) use files::{Files, read_epochs};
+use files::{find, knows_producers, read_snapshot};
 use last_batch::Last;
 use reading::Reading;
 
@@ -129,6 +130,9 @@ struct ScannedSegment {
     base: i64,
     end: Place,
     indexes: Indexes,
+    /// Of so many bytes its index files are kept: they may hold entries for what was scanned again,
+    /// or for what is no more.
+    kept: [u64; 3],
     /// Its checksums, if it was read from its start.
     checksums: Option<SealBuilder>,
 }
@@ -148,6 +152,9 @@ struct Loading<'a> {
     /// The segment scanned last, with the indexes as they came out.
     segment: Option<ScannedSegment>,
     reseals: BTreeMap<i64, Reseal>,
+    /// Snapshots that are made anew, by offset: of a log that turns out to be damaged none is kept,
+    /// or the next start would read less of it.
+    snapshots: Vec<(i64, Vec<u8>)>,
     last_batch: Option<LastBatch>,
     last_epoch: Option<i32>,
     scanned_bytes: u64,
@@ -176,6 +183,7 @@ pub(crate) async fn load(
         producers: Producers::default(),
         segment: None,
         reseals: BTreeMap::new(),
+        snapshots: Vec::new(),
         last_batch: None,
         last_epoch: entry.and_then(|entry| entry.last_epoch),
         scanned_bytes: 0,
@@ -189,10 +197,10 @@ pub(crate) async fn load(
             // It is not what was flushed. Reading tells what is wrong: from the beginning, for the
             // transactions that are open at the end are not those at a segment's start.
             Last::Other => {
-                // Nor are they known at a segment's start without the snapshot there.
+                // Nor need they be known at a segment's start.
                 let base = verdict.end.segment;
-                let known = found.segments.first().is_some_and(|first| first.base == base)
-                    || read_snapshot(files, base).await?.is_some();
+                let first = found.segments.first().map_or(i64::MIN, |first| first.base);
+                let known = knows_producers(files, first, base).await?;
                 let within = verdict.end.bytes > 0 && known;
                 found.read_from = if within { ReadFrom::Segment } else { ReadFrom::Start };
                 loading = Loading { scanned_bytes: loading.scanned_bytes, ..begin() };
@@ -263,29 +271,6 @@ async fn batch_behind(path: &Path, place: Place, to_bytes: u64, below: i64) -> O
     Verifier::new(0).next_batch(&file, place.bytes + 1, to, place.offset..below).await
 }
 
-/// Up to where the log is on the device, and from where it is to be read the next time.
-fn what_is_flushed(found: &Found, end: Place, sound: bool) -> (Place, Replay) {
-    let start = |segment| Replay::segment_start(segment, None, false);
-    match found.entry {
-        // What was flushed stays so; a scan may have gone beyond.
-        Some(entry) if !sound => (entry.flushed, entry.replay),
-        Some(entry) => {
-            let flushed = entry.flushed.min(end);
-            let replay = entry.replay;
-            let usable = found.read_from == ReadFrom::Replay && replay.place <= flushed;
-            (flushed, if usable { replay } else { start(flushed.segment) })
-        }
-        // Sealed segments are believed to have been flushed: see `recovery`.
-        None if found.lost => (start(end.segment).place, start(end.segment)),
-        // No checkpoint has named it: that segments are sealed does not say that they are on the
-        // device.
-        None => {
-            let none = start(found.segments.first().map_or(end.segment, |first| first.base));
-            (none.place, none)
-        }
-    }
-}
-
 impl Loading<'_> {
     /// Reads what has to be read.
     async fn recover(&mut self, found: &Found) -> Result<Verdict, LogError> {
@@ -353,12 +338,8 @@ impl Loading<'_> {
         };
         let Reading { indexes, checksums, epoch, .. } = reading;
         self.scanned_bytes += scanned.place.bytes - wanted.from.place.bytes;
-        // The files may hold entries for what is scanned again, or for what is no more.
-        let sizes = wanted.from.index.file_bytes();
-        for (kind, size) in INDEXES.into_iter().zip(sizes) {
-            cut_file(&self.files.path(kind, base), size).await?;
-        }
-        self.segment = Some(ScannedSegment { base, end: scanned.place, indexes, checksums });
+        let kept = wanted.from.index.file_bytes();
+        self.segment = Some(ScannedSegment { base, end: scanned.place, indexes, kept, checksums });
         self.last_epoch = epoch.or(self.last_epoch);
         Ok(scanned)
     }
@@ -366,13 +347,23 @@ impl Loading<'_> {
     /// The segment scanned before turned out to be a finished one: its indexes are complete.
     async fn leave_segment(&mut self) -> Result<(), LogError> {
         let Some(scanned) = self.segment.take() else { return Ok(()) };
-        let ScannedSegment { base, end, mut indexes, checksums } = scanned;
+        let ScannedSegment { base, end, mut indexes, kept, checksums } = scanned;
+        self.cut_indexes(base, kept).await?;
         indexes.finish();
         if let Some(checksums) = checksums {
             let indexes = indexes.state();
             self.reseals.insert(base, Reseal { checksums, end, indexes });
         }
         append_indexes(|kind| self.files.path(kind, base), &indexes.take()).await
+    }
+
+    /// Not before it is decided that the segment is whole: what its indexes tell may be all that
+    /// says that it is not.
+    async fn cut_indexes(&self, base: i64, kept: [u64; 3]) -> Result<(), LogError> {
+        for (kind, bytes) in INDEXES.into_iter().zip(kept) {
+            cut_file(&self.files.path(kind, base), bytes).await?;
+        }
+        Ok(())
     }
 
     /// The producers at the place a scan begins: from the snapshot there, or, coming from the
@@ -387,166 +378,9 @@ impl Loading<'_> {
         match read_snapshot(self.files, from.place.offset).await? {
             Some(producers) => self.producers = producers,
             None if within => self.producers = Producers::default(),
-            None if follows => {
-                let path = self.files.path(Kind::Snapshot, from.place.offset);
-                at(&path, ring::fs::write(&path, self.producers.encode()).await)?;
-            }
+            None if follows => self.snapshots.push((from.place.offset, self.producers.encode())),
             None => {}
         }
         Ok(())
-    }
-
-    /// Cuts, removes, seals.
-    async fn carry_out(&mut self, verdict: &Verdict) -> Result<(), LogError> {
-        let open_segment = self.segment.as_ref().map(|segment| segment.base);
-        if open_segment.is_some_and(|base| base != verdict.end.segment) {
-            self.leave_segment().await?;
-        }
-        for &base in &verdict.remove {
-            self.files.remove_behind(verdict.end.offset, base).await?;
-        }
-        if let Some(base) = verdict.unseal {
-            remove(&self.files.path(Kind::Seal, base)).await?;
-        }
-        for &(base, bytes) in &verdict.cut {
-            // Durable before anything is appended: what lay behind must not come back.
-            cut_file(&self.files.path(Kind::Log, base), bytes).await?;
-        }
-        for &(base, next_base) in &verdict.reseal {
-            let Some(reseal) = self.reseals.remove(&base) else { continue };
-            let Reseal { checksums, end, indexes } = reseal;
-            let ends = Ends { base, next_offset: end.offset, next_base, indexes };
-            let seal = checksums.finish(Vec::new(), ends);
-            let path = self.files.path(Kind::Seal, base);
-            at(&self.files.seals, ring::fs::create_dir_all(&self.files.seals).await)?;
-            at(&path, ring::fs::write(&path, seal.encode()).await)?;
-        }
-        Ok(())
-    }
-
-    /// The log as it goes on.
-    async fn finish(
-        mut self,
-        settings: LogSettings,
-        entry: Option<Entry>,
-        verdict: &Verdict,
-        found: &Found,
-        new: bool,
-    ) -> Result<Opened, LogError> {
-        let end = verdict.end;
-        let log_start_offset = match entry.filter(|_| found.entry.is_some()) {
-            Some(entry) => entry.log_start_offset,
-            None if new => settings.start_offset_if_new,
-            // Of lost checkpoints it may be all that is known.
-            None => {
-                let first = found.segments.first();
-                let first = first.map_or(settings.start_offset_if_new, |segment| segment.base);
-                first.max(found.visible_start)
-            }
-        };
-        let (mut index, mut pending) = (IndexState::EMPTY, None);
-        match self.segment.take() {
-            Some(scanned) if scanned.base == end.segment => {
-                index = scanned.indexes.state();
-                pending = Some(scanned.indexes);
-            }
-            _ => {
-                // Nothing was scanned here: a new segment, or damage elsewhere.
-                if let Some(producers) = read_snapshot(self.files, end.offset).await? {
-                    self.producers = producers;
-                }
-            }
-        }
-        let epochs_cut = self.epochs.truncate_end(end.offset);
-        let sound = verdict.corrupt.is_none();
-        let mut epochs_dirty = false;
-        if sound && (epochs_cut || self.scanned_bytes > 0) {
-            match write_epochs(&self.files.folder, self.epochs.format()).await {
-                // They are saved when there is room; the log can be read without.
-                Err(LogError::Io { source, .. }) if is_full(&source) => epochs_dirty = true,
-                other => other?,
-            }
-        }
-        let mut active = if sound {
-            self.resume(end, index).await?
-        } else {
-            Segment::new(end.segment, end.offset, self.last_epoch, ring::wall_ms())
-        };
-        if let Some(indexes) = pending.filter(|_| sound) {
-            active.indexes = indexes;
-        }
-        let mut damages = self.stepped_over;
-        damages.retain(|_| sound);
-        damages.sort_by_key(|damage| (damage.segment, damage.bytes.start));
-        let start = Replay::segment_start(end.segment, None, false);
-        let (flushed, replay) = what_is_flushed(found, end, sound);
-        // The flushed batch's, also when reading did not come so far, or went further.
-        let flushed_epoch = match found.entry {
-            Some(entry) if !sound => entry.last_epoch.or(self.last_epoch),
-            Some(entry) if flushed == entry.flushed && flushed != end => entry.last_epoch,
-            None if !found.lost => None,
-            _ => self.last_epoch,
-        };
-        let sealed =
-            verdict.sealed.iter().copied().filter(|&(base, _)| base < end.segment).collect();
-        Ok(Opened {
-            doubtful: !sound && entry.is_some_and(|entry| entry.doubtful),
-            suspect: !sound && entry.is_some_and(|entry| entry.suspect),
-            settings,
-            state: verdict.corrupt.clone().map_or(LogState::Healthy, LogState::Corrupt),
-            active,
-            sealed,
-            epochs: self.epochs,
-            epochs_dirty,
-            producers: self.producers,
-            last_batch: self.last_batch,
-            // The flushed batch's, also when reading did not come so far.
-            last_epoch: entry.filter(|_| !sound).and_then(|e| e.last_epoch).or(self.last_epoch),
-            log_start_offset,
-            // What an owner in this run said may not be durable yet.
-            shown_start: entry.filter(|e| e.turn == 0).map_or(i64::MIN, |e| e.log_start_offset),
-            high_watermark: entry.map_or(0, |entry| entry.high_watermark),
-            flushed,
-            flushed_epoch,
-            replay,
-            // Nothing before the last segment is read again once it is flushed.
-            saved: (sound && replay.place < start.place).then_some(start),
-            damages,
-            new,
-        })
-    }
-
-    /// The segment in which appending goes on, with its partial last block in memory.
-    async fn resume(&self, end: Place, index: IndexState) -> Result<Segment, LogError> {
-        let now_ms = ring::wall_ms();
-        let path = self.files.path(Kind::Log, end.segment);
-        let size = match ring::fs::size(&path).await {
-            Ok(size) => size,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Segment::new(end.segment, end.offset, self.last_epoch, now_ms));
-            }
-            Err(error) => return at(&path, Err(error)),
-        };
-        let file = at(&path, File::open(&path, APPEND).await)?;
-        let phase = (end.bytes % BLOCK as u64) as usize;
-        let mut chain = Chain::new(end.bytes - phase as u64);
-        if phase > 0 {
-            // Whatever has room: opening must not fail because records fill their share.
-            let mut block = ring::lease(BLOCK, Class::Control).await;
-            let mut have = 0;
-            while have < phase {
-                let (result, back) = file.read_at(end.bytes - phase as u64, block).await;
-                block = back;
-                have = at(&path, result)?;
-                if have == 0 {
-                    return at(&path, Err(io::ErrorKind::UnexpectedEof.into()));
-                }
-            }
-            chain = Chain::resume(end.bytes, block);
-        }
-        // Prepared space counts in whole blocks; the file ends with its last batch now.
-        let space = size / BLOCK as u64 * BLOCK as u64;
-        let last_epoch = self.last_epoch;
-        Ok(Segment::resume(end, last_epoch, chain, index, Some((file, space)), now_ms))
     }
 }

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::check::{AppendError, Bounds, Checker};
 use crate::crc::{self, Crc32c};
+use crate::epochs::Epochs;
 use crate::limits::BATCH_BYTES_MAX;
 use crate::log::{AppendLimits, Log, LogError, LogState};
 use crate::names::{Kind, REPAIR_FILE};
@@ -27,6 +28,7 @@ use crate::recovery::Corrupt;
 use crate::verify::{Part, Verifier};
 use crate::work::{at, cut_file, remove, write_all};
 
+mod epochs;
 mod overwrite;
 
 /// Why a range was not repaired.
@@ -69,6 +71,8 @@ pub struct Repair {
     staged: File,
     staged_bytes: u64,
     staged_crc: Crc32c,
+    /// Those of its batches.
+    epochs: Epochs,
     /// A batch behind the range was seen.
     passed: bool,
 }
@@ -178,6 +182,7 @@ impl Repair {
             staged,
             staged_bytes: 0,
             staged_crc: Crc32c::new(),
+            epochs: Epochs::default(),
             passed: false,
         })
     }
@@ -265,6 +270,9 @@ impl Repair {
                 }
                 batches += 1;
                 bytes = seen;
+                if let Some(epoch) = batch.leader_epoch {
+                    self.epochs.assign(epoch, batch.base_offset);
+                }
                 let whole = seen as u64 == room
                     || (self.damage.bytes.end == u64::MAX
                         && batch.next_offset() == self.damage.offsets.end);
@@ -333,10 +341,14 @@ impl Repair {
         written?;
         match self.look_again(verifier).await {
             Err(RepairError::Still) if !self.is_current() || !self.keeps_log_open() => {
-                Err(RepairError::Changed)
+                return Err(RepairError::Changed);
             }
-            looked => looked,
+            looked => looked?,
         }
+        if let Err(error) = self.log.remake_epochs(verifier).await {
+            tracing::warn!(log = %self.log.id(), %error, "epochs not made anew");
+        }
+        Ok(())
     }
 
     /// Whether the log is what it was, and this the last repair that began.
@@ -350,6 +362,7 @@ impl Repair {
         if !self.is_current() || !may_write() {
             return Err(RepairError::Changed);
         }
+        self.log.doubt_epochs(self.part.base, &self.damage.offsets, &self.epochs).await?;
         let written = self.write_staged().await;
         let _ = remove(&self.log.seal_folder().join(REPAIR_FILE)).await;
         written

@@ -205,6 +205,8 @@ pub(crate) struct Part {
     pub end: Place,
     /// Whether the end's offset is known, too, and not only a bound.
     pub exact: bool,
+    /// At least up to here it holds offsets.
+    pub least: i64,
     /// Nothing is appended to it any more.
     pub sealed: bool,
     /// The last batch of it that was flushed, if its end lies further on: what a crash has torn
@@ -322,12 +324,17 @@ impl Part {
             // How long a file was that is gone is not known.
             let ends = self.end.bytes == u64::MAX
                 && scanned.stopped == Stopped::End
-                && scanned.place.bytes > 0;
+                && scanned.place.bytes > 0
+                && scanned.place.offset >= self.least;
             let whole = ends || scanned.place.bytes == self.end.bytes;
             let other_epoch =
                 self.last_epoch.zip(epoch).is_some_and(|(ours, theirs)| ours != theirs);
-            let as_known = scanned.place.offset == self.end.offset && !other_epoch;
-            if whole && (!self.exact || as_known) {
+            let offset = scanned.place.offset;
+            let as_known = match self.exact {
+                true => offset == self.end.offset && !other_epoch,
+                false => offset <= self.end.offset,
+            };
+            if whole && as_known {
                 return damages;
             }
             let reason = match &scanned.stopped {
@@ -472,15 +479,21 @@ impl Log {
         if base > flushed.segment {
             return None;
         }
+        let mut least = i64::MIN;
         let bytes = match ring::fs::size(&path).await {
             // How long it was, only its seal said.
-            Ok(bytes) if is_cut_short(&path, corrupt.bytes.start, bytes).await => u64::MAX,
+            Ok(bytes) if is_cut_short(&path, corrupt.bytes.start, bytes).await => {
+                if bytes == corrupt.bytes.start {
+                    least = corrupt.offsets.start + 1;
+                }
+                u64::MAX
+            }
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => u64::MAX,
             Err(_) => return None,
         };
         let end = Place { segment: base, bytes, offset: corrupt.offsets.end };
-        Some(guessed_part(path, end))
+        Some(Part { least, ..guessed_part(path, end) })
     }
 
     pub(crate) async fn read_seal(&self, base: i64) -> Option<Seal> {
@@ -540,5 +553,6 @@ fn guessed_part(path: PathBuf, end: Place) -> Part {
 fn unsealed_part(path: PathBuf, end: Place) -> Part {
     let (base, strides) = (end.segment, Vec::new());
     let (flushed, last_epoch) = (None, None);
-    Part { base, path, end, exact: true, sealed: false, flushed, last_epoch, strides }
+    let least = i64::MIN;
+    Part { base, path, end, exact: true, least, sealed: false, flushed, last_epoch, strides }
 }

@@ -61,6 +61,8 @@ pub struct Volume {
     unsaved: Cell<bool>,
     sequence: Cell<u64>,
     durable_slot: Cell<u64>,
+    /// It is on the device that there are slots.
+    begun: Cell<bool>,
     space_step_max: Cell<u64>,
     index_entries_pending: Cell<usize>,
     full: Cell<bool>,
@@ -118,6 +120,7 @@ impl Volume {
             unsaved: Cell::new(false),
             sequence: Cell::new(0),
             durable_slot: Cell::new(1),
+            begun: Cell::new(false),
             space_step_max: Cell::new(SPACE_BYTES_MAX),
             index_entries_pending: Cell::new(INDEX_ENTRIES_PENDING),
             // Without room for a few bytes at the start there is none for records.

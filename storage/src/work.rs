@@ -298,9 +298,12 @@ impl Log {
     }
 
     /// Saves the epochs if one has come or gone.
-    async fn save_epochs(&self) -> Result<(), LogError> {
+    pub(crate) async fn save_epochs(&self) -> Result<(), LogError> {
         let text = {
             let mut inner = self.inner.borrow_mut();
+            if inner.epochs_doubted.is_some() {
+                return Ok(());
+            }
             std::mem::take(&mut inner.epochs_dirty).then(|| inner.epochs.format())
         };
         let Some(text) = text else { return Ok(()) };

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::{Entry, Replay};
 use crate::crc::crc32c;
 use crate::epochs::Epochs;
+use crate::index;
 use crate::log::{LogError, LogSettings};
 use crate::names::{self, EPOCHS_FILE, Kind, LogId, METADATA_FILE};
 use crate::position::Place;
@@ -54,26 +55,22 @@ impl Files {
         let path = self.folder.join(METADATA_FILE);
         let text = read_small(&path).await?;
         let written = text.and_then(|text| names::parse_metadata(&String::from_utf8(text).ok()?));
+        let foreign = settings.topic_id.filter(|&wanted| written.is_some_and(|id| id != wanted));
         // Where the checkpoint says what the source says, the file is not what was written: no
-        // checksum covers it.
-        let agreed = known.filter(|_| known == settings.topic_id);
-        let written = written.filter(|written| agreed.is_none_or(|agreed| agreed == *written));
+        // checksum covers it. And a folder alone, which a crash may leave of a log that was begun,
+        // keeps nobody out.
+        let says_nothing = foreign.is_some()
+            && (known == settings.topic_id || (known.is_none() && self.list().await?.is_empty()));
+        let written = written.filter(|_| !says_nothing);
         let found = written.or(known);
-        let mut abandoned = false;
         if let (Some(found), Some(wanted)) = (found, settings.topic_id)
             && found != wanted
         {
-            // A folder alone, which a crash may leave of a log that was begun, keeps nobody out.
-            abandoned = known.is_none() && self.list().await?.is_empty();
-            if !abandoned {
-                return Err(LogError::TopicId { found, wanted });
-            }
+            return Err(LogError::TopicId { found, wanted });
         }
-        if !abandoned {
-            settings.topic_id = found.or(settings.topic_id);
-            if written.is_some() {
-                return Ok(());
-            }
+        settings.topic_id = found.or(settings.topic_id);
+        if written.is_some() {
+            return Ok(());
         }
         at(&self.folder, ring::fs::create_dir_all(&self.folder).await)?;
         let Some(id) = settings.topic_id else { return Ok(()) };
@@ -148,7 +145,12 @@ pub(super) async fn find(
             continue; // not even the damaged file's end is known
         }
         let index_bytes = INDEXES.map(|kind| length(kind, base));
-        segments.push(FoundSegment { base, bytes, seal, has_seal, index_bytes });
+        let finished = entry.is_some_and(|e| e.doubtful || base < e.flushed.segment);
+        let indexed = match finished && seal.is_none() {
+            true => last_indexed(files, base).await?,
+            false => None,
+        };
+        segments.push(FoundSegment { base, bytes, seal, has_seal, index_bytes, indexed });
     }
     let lost = entry.is_some_and(|entry| entry.doubtful);
     let visible_start = entry.map_or(0, |entry| entry.log_start_offset);
@@ -162,21 +164,27 @@ pub(super) async fn find(
         // One that is shorter than where its reading would begin is read from its start.
         let place = entry.replay.place;
         let is_short = |s: &FoundSegment| s.base == place.segment && s.bytes < place.bytes;
-        if first < place.segment
-            && segments.iter().any(is_short)
-            && read_snapshot(files, place.segment).await?.is_none()
-        {
+        if segments.iter().any(is_short) && !knows_producers(files, first, place.segment).await? {
             read_from = ReadFrom::Start;
         }
         // As there, of the sealed ones that have to be read.
         let sealed = segments.iter().filter(|s| first < s.base && s.base < entry.flushed.segment);
         for segment in sealed.filter(|segment| !segment.is_as_sealed()) {
-            if read_snapshot(files, segment.base).await?.is_none() {
+            if !knows_producers(files, first, segment.base).await? {
                 read_from = ReadFrom::Start;
             }
         }
     }
     Ok(Found { segments, entry, lost, read_from, start_offset, visible_start })
+}
+
+/// The last offset that the indexes of a segment tell of.
+async fn last_indexed(files: &Files, base: i64) -> Result<Option<i64>, LogError> {
+    let offsets = read_small(&files.path(Kind::Index, base)).await?.unwrap_or_default();
+    let times = read_small(&files.path(Kind::TimeIndex, base)).await?.unwrap_or_default();
+    let offset = index::read_offsets(&offsets).last().map(|entry| entry.relative_offset.get());
+    let time = index::read_times(&times).last().map(|entry| entry.relative_offset.get());
+    Ok(offset.max(time).map(|relative| base.saturating_add(i64::from(relative))))
 }
 
 /// Whether a segment that has a seal has lost its file. Deletion takes a seal first, so one without
@@ -212,12 +220,21 @@ async fn where_to_read(
     if usable && place.bytes > 0 {
         return Ok(ReadFrom::Replay);
     }
-    // The producers at the start of a segment come from a snapshot there, or from all before it.
     let base = if usable { place.segment } else { entry.flushed.segment };
-    if base > first && read_snapshot(files, base).await?.is_none() {
+    if !knows_producers(files, first, base).await? {
         return Ok(ReadFrom::Start);
     }
     Ok(if usable { ReadFrom::Replay } else { ReadFrom::Segment })
+}
+
+/// Whether the producers at the start of a segment are known, in a log whose first segment is at
+/// `first`: else they come from all batches before it.
+pub(super) async fn knows_producers(
+    files: &Files,
+    first: i64,
+    base: i64,
+) -> Result<bool, LogError> {
+    Ok(base <= first || read_snapshot(files, base).await?.is_some())
 }
 
 /// Whether the indexes that appending goes on with are what they were. Those of sealed segments are
@@ -238,7 +255,7 @@ async fn indexes_match(files: &Files, replay: &Replay) -> Result<bool, LogError>
 }
 
 /// The epochs, if there is a good file of them.
-pub(super) async fn read_epochs(files: &Files) -> Result<Option<Epochs>, LogError> {
+pub(crate) async fn read_epochs(files: &Files) -> Result<Option<Epochs>, LogError> {
     let text = read_small(&files.folder.join(EPOCHS_FILE)).await?.unwrap_or_default();
     Ok(String::from_utf8(text).ok().and_then(|text| Epochs::parse(&text)))
 }

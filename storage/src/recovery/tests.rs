@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::check::AppendError;
+use crate::checkpoint::Entry;
 use crate::index::IndexState;
 
 const NO_INDEX: [u64; 3] = [0; 3];
@@ -22,7 +24,7 @@ fn seal(base: i64, bytes: u64, next_offset: i64, next_base: i64) -> Seal {
 
 fn segment(base: i64, bytes: u64, seal: Option<Seal>) -> FoundSegment {
     let has_seal = seal.is_some();
-    FoundSegment { base, bytes, seal, has_seal, index_bytes: NO_INDEX }
+    FoundSegment { base, bytes, seal, has_seal, index_bytes: NO_INDEX, indexed: None }
 }
 
 fn entry(segment: i64, bytes: u64, offset: i64) -> Entry {

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::names::EPOCHS_FILE;
 
 /// Copies a live data directory as a crash would leave it (everything handed to the kernel stays).
 pub fn snapshot(from: &Path, to: &Path) {
@@ -300,5 +301,37 @@ fn what_was_cut_never_returns() {
         assert_eq!(recovered.positions.received.0.offset, 31);
         third.close().await;
         store.close().await;
+    });
+}
+
+/// No checksum covers the file of epochs. What one bit of it says wrongly is no measure for the
+/// batches that are read after a crash.
+#[test]
+fn a_wrong_epoch_in_its_file_condemns_no_batch() {
+    let dir = disk();
+    let path = dir.path().to_owned();
+    run(async move {
+        let first = store(&path).await;
+        let (log, _) = open(&first, settings()).await;
+        respond(&log, &testing::run(0..20, 1000), 5000).unwrap();
+        first.close().await;
+        drop((log, first));
+        let epochs = id(0).folder(&path).join(EPOCHS_FILE);
+        assert_eq!(fs::read_to_string(&epochs).unwrap(), "0\n1\n0 0\n");
+        fs::write(&epochs, "0\n1\n8 0\n").unwrap();
+        let second = store(&path).await;
+        let (log, _) = open(&second, settings()).await;
+        respond(&log, &testing::run(20..200, 1000), 5000).unwrap();
+        for _ in 0..3 {
+            log.flush().await.unwrap();
+        }
+        let copy = disk();
+        snapshot(&path, copy.path());
+        second.close().await;
+        let third = store(copy.path()).await;
+        let (log, recovered) = open(&third, settings()).await;
+        assert_eq!(recovered.corrupt, None);
+        assert_eq!(log.positions().received.0.offset, 200);
+        third.close().await;
     });
 }

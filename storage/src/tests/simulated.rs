@@ -245,7 +245,7 @@ fn a_failing_device_loses_nothing_that_was_flushed() {
 
 /// A life on a device that fails a flush, and then takes not even the word that its logs are
 /// suspect. The process is killed with 30 records flushed and 70 written.
-fn live_to_a_failed_flush(sim: &mut Simulation) {
+fn live_to_a_failed_flush(sim: &mut Simulation, seed: u64) {
     let (written, failing) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
     let (told, wanted) = (Rc::clone(&written), Rc::clone(&failing));
     let executor = sim.executor(Config::small());
@@ -259,6 +259,10 @@ fn live_to_a_failed_flush(sim: &mut Simulation) {
         log.flush().await.unwrap();
         respond(&log, &(30..70).flat_map(batch).collect::<Vec<u8>>(), 3000).unwrap();
         log.write_out().await.unwrap();
+        // What a flush loses that is told to fail depends on how much was written before it.
+        for _ in 0..seed {
+            ring::fs::write("/data/other", vec![0]).await.unwrap();
+        }
         told.set(true);
         while !wanted.get() {
             ring::sleep(std::time::Duration::from_millis(1)).await;
@@ -282,7 +286,7 @@ fn what_is_read_above_the_flushed_place_is_written_again_before_it_counts_as_flu
     let whole = Rc::new(Cell::new(0));
     for_seeds(1, 40, |seed| {
         let mut sim = Simulation::new(seed, Faults::none());
-        live_to_a_failed_flush(&mut sim);
+        live_to_a_failed_flush(&mut sim, seed);
         let flushed = Rc::new(Cell::new(0));
         let told = Rc::clone(&flushed);
         let second = live(&mut sim, async move {
@@ -305,5 +309,5 @@ fn what_is_read_above_the_flushed_place_is_written_again_before_it_counts_as_flu
             store.close().await;
         });
     });
-    assert!(whole.get() > 10, "only {} times was all of it there to be read", whole.get());
+    assert!(whole.get() > 4, "only {} times was all of it there to be read", whole.get());
 }

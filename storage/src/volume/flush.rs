@@ -17,8 +17,8 @@
 use std::io;
 use std::rc::Rc;
 
-use crate::boot::slot_path;
-use crate::checkpoint::{Encoder, Replay, SLOTS};
+use crate::boot::{begun_path, slot_path};
+use crate::checkpoint::{Checkpoint, Encoder, Replay, SLOTS};
 use crate::log::Log;
 use crate::position::Place;
 use crate::work::append_file;
@@ -166,6 +166,13 @@ impl Volume {
         let file = append_file(&path, 0, &checkpoint).await?;
         file.sync_data().await?;
         self.durable_slot.set(slot);
+        if !self.begun.get() {
+            // Before anything counts as flushed: without it, slots that are lost as files would
+            // look like a crash before the first one was written.
+            let begun = Checkpoint { boot, ..Checkpoint::default() };
+            ring::fs::replace(begun_path(self.path(), self.shard), begun.encode()).await?;
+            self.begun.set(true);
+        }
         self.counters.borrow_mut().checkpoints += 1;
         Ok(())
     }

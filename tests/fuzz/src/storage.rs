@@ -402,7 +402,7 @@ pub fn recovery(bytes: &[u8]) {
         let has_seal = !sealed.is_empty();
         let as_sealed = seal.as_ref().filter(|_| flags & 4 == 0);
         let index_bytes = as_sealed.map_or([0; 3], |seal| seal.index_bytes.map(u64::from));
-        segments.push(FoundSegment { base, bytes, seal, has_seal, index_bytes });
+        segments.push(FoundSegment { base, bytes, seal, has_seal, index_bytes, indexed: None });
     }
     segments.sort_by_key(|segment| segment.base);
     segments.dedup_by_key(|segment| segment.base);

@@ -62,7 +62,7 @@ impl Harm {
     /// To what a shard wrote down of its logs.
     pub fn is_checkpoint(&self) -> bool {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("checkpoint-")
+        name.starts_with("checkpoint-") && !name.ends_with(".begun")
     }
 
     /// To a batch's leader epoch.

@@ -66,3 +66,67 @@ fn a_bit_turned_in_the_topic_id_does_not_keep_a_log_from_being_opened() {
     let result = hurt(Ended::Clean, |_| vec![(metadata.clone(), How::Flip(22, 3))]);
     assert_eq!(result, Ok(()));
 }
+
+/// Both slots of a checkpoint gone as files looked like a crash before the first of them was
+/// written: nothing counted as flushed, and what follows a segment without a seal was removed.
+#[test]
+fn lost_checkpoint_files_are_missed() {
+    let slot = |slot| crate::boot::slot_path(made::data(), 0, slot);
+    let result = hurt(Ended::Unsealed, |_| vec![(slot(0), How::Lost), (slot(1), How::Lost)]);
+    assert_eq!(result, Ok(()));
+    let result = hurt(Ended::Unsealed, |_| vec![(slot(0), How::Lost), (slot(1), How::Cut(0))]);
+    assert_eq!(result, Ok(()));
+}
+
+/// A bit that no checksum covers: the batch went beyond where the next segment begins.
+#[test]
+fn a_last_batch_that_goes_beyond_its_segment_is_mended_without_a_seal() {
+    let result = hurt(Ended::Clean, |made| {
+        let base = made.segments[1].0;
+        let last = made.places(1).last().unwrap().1.clone();
+        let seal = id(0).seal_folder(made::data()).join(Kind::Seal.name(base));
+        vec![(seal, How::Lost), (file(base, Kind::Log), How::Flip(last.start + 7, 1))]
+    });
+    assert_eq!(result, Ok(()));
+}
+
+/// The epochs are made anew from all batches, and no checksum of a batch covers its epoch: only the
+/// seal tells later that one was not what it should be.
+#[test]
+fn epochs_made_anew_from_a_damaged_batch_are_right_once_it_is_mended() {
+    for (segment, bit) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)] {
+        for number in [0, 3] {
+            let result = hurt(Ended::Clean, |made| {
+                let base = made.segments[segment].0;
+                let place = made.places(segment)[number].1.clone();
+                let epochs = id(0).folder(made::data()).join(EPOCHS);
+                vec![(epochs, How::Lost), (file(base, Kind::Log), How::Flip(place.start + 15, bit))]
+            });
+            assert_eq!(result, Ok(()), "batch {number} of segment {segment}, bit {bit}");
+        }
+    }
+}
+
+/// It looked like a gap of the source's; its time index tells of the batches that are not there.
+#[test]
+fn a_segment_without_a_seal_that_is_cut_at_a_batchs_end_is_mended() {
+    for behind in [1, 5] {
+        let result = hurt(Ended::Clean, |made| {
+            let base = made.segments[2].0;
+            let places = made.places(2);
+            let cut = places[places.len() - behind].1.start;
+            let seal = id(0).seal_folder(made::data()).join(Kind::Seal.name(base));
+            vec![(seal, How::Lost), (file(base, Kind::Log), How::Cut(cut))]
+        });
+        assert_eq!(result, Ok(()), "{behind} batches are missing");
+    }
+}
+
+/// Below the visible start nobody misses them.
+#[test]
+fn epochs_of_a_segment_that_is_lost_below_the_visible_start_are_not_missed() {
+    let epochs = id(0).folder(made::data()).join(EPOCHS);
+    let result =
+        hurt(Ended::Clean, |_| vec![(epochs.clone(), How::Lost), (file(0, Kind::Log), How::Lost)]);
+    assert_eq!(result, Ok(()));
+}
