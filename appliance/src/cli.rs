@@ -66,7 +66,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(DONE);
         }
         Err(early) => {
-            eprintln!("{}", early.output.trim_end());
+            eprintln!("{}", not_read(rest, &early.output));
             return ExitCode::from(USAGE);
         }
     };
@@ -77,6 +77,18 @@ pub fn main() -> ExitCode {
             ExitCode::from(stop.code)
         }
     }
+}
+
+/// Why a command line cannot be read, and what to write instead.
+fn not_read(words: &[&str], why: &str) -> String {
+    let command = words.first().copied().filter(|word| !word.starts_with('-'));
+    let names_topics = matches!(command, Some("pause" | "resume" | "failover" | "delete"));
+    let topics = match names_topics && why.starts_with("Unrecognized argument") {
+        true => "topics are named with --topics a,b; ",
+        false => "",
+    };
+    let help = command.map_or(String::new(), |command| format!("{command} "));
+    format!("{}\n{topics}see: understudy {help}--help", why.trim_end())
 }
 
 fn dispatch(command: Command) -> Result<u8, Stop> {

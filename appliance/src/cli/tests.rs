@@ -21,6 +21,17 @@ fn commands_are_read() {
 }
 
 #[test]
+fn a_topic_in_the_wrong_place_is_told_where_to_go() {
+    let words = ["failover", "prod", "orders"];
+    let why = parsed(&words).expect_err("a topic is no positional argument");
+    let said = not_read(&words, &why);
+    assert!(said.contains("orders") && said.contains("--topics"), "{said}");
+    assert!(said.ends_with("see: understudy failover --help"), "{said}");
+    let said = not_read(&["fail"], "Unrecognized argument: fail");
+    assert!(!said.contains("--topics"), "{said}");
+}
+
+#[test]
 fn every_command_explains_itself() {
     let help = parsed(&["--help"]).expect_err("help");
     for command in
