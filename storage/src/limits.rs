@@ -27,7 +27,7 @@ pub const WRITES_PER_LOG_MAX: usize = 8;
 
 /// Bytes on their way to a data directory's device, of one shard, before more are received: what a
 /// fast device has finished within 7 ms. Beyond, memory comes back too cold from it: with 32 MiB
-/// and more each byte took a fifth more of a processor's time (benches/RESULTS.md, 2026-11-22).
+/// and more each byte took a fifth more of a processor's time (benches/RESULTS.md, 1b57deb).
 pub const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// A device that has finished no write for so long is not waited for.
 pub const STANDSTILL: Duration = Duration::from_millis(5);
