@@ -30,14 +30,6 @@ fn lies(world: &World, fault: Fault, times: Option<u64>) {
     world.cluster.inject(Target::partition("orders", 1), fault, times);
 }
 
-/// Pauses the topic, and lets it go on after something has been done.
-fn restart(world: &mut World, between: impl FnOnce(&World)) {
-    let topics = Some(vec!["orders".into()]);
-    world.ask(|reply| Command::Pause { link: "prod".into(), topics, reply });
-    between(world);
-    world.resume("orders");
-}
-
 /// Where the copy was cut to.
 fn cuts(world: &World) -> Vec<i64> {
     let cut = |event: &Event| match event {
@@ -54,7 +46,7 @@ fn leader_epochs_that_part_by_a_lie_cut_nothing_where_the_last_batch_cannot_be_s
     for (end_offset, deleted) in [(0, false), (32, false), (32, true)] {
         let mut world = caught_up();
         let lie = Fault::EpochEnd { epoch: 0, end_offset };
-        restart(&mut world, |world| {
+        world.pause_and_resume("orders", |world| {
             match deleted {
                 true => drop(world.cluster.delete_records("orders", 1, RECORDS - 4)),
                 false => drop(world.cluster.hold_high_watermark("orders", 1, Some(64))),
@@ -80,7 +72,7 @@ fn leader_epochs_that_part_by_a_lie_cut_nothing_where_the_last_batch_cannot_be_s
 #[test]
 fn a_lie_about_where_logs_part_cuts_nothing_that_the_source_has() {
     let mut world = caught_up();
-    restart(&mut world, |world| {
+    world.pause_and_resume("orders", |world| {
         world.cluster.lose_tail("orders", 1, 160).expect("it is lost");
         world.cluster.append("orders", 1, 20).expect("appends");
         lies(world, Fault::EpochEnd { epoch: 0, end_offset: 32 }, Some(3));
@@ -95,7 +87,7 @@ fn a_lie_about_where_logs_part_cuts_nothing_that_the_source_has() {
 #[test]
 fn a_topic_made_anew_between_a_fetch_and_the_questions_about_it_cuts_nothing() {
     let mut world = caught_up();
-    restart(&mut world, |world| {
+    world.pause_and_resume("orders", |world| {
         // One fetch waits yet, of before.
         lies(world, Fault::ErrorCode(1), Some(2));
     });

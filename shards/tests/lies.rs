@@ -78,14 +78,6 @@ fn lies(world: &World, fault: Fault, times: Option<u64>) {
     world.cluster.inject(Target::partition("orders", 1), fault, times);
 }
 
-/// Pauses the topic, and lets it go on after something has been done.
-fn restart(world: &mut World, between: impl FnOnce(&World)) {
-    let topics = Some(vec!["orders".into()]);
-    world.ask(|reply| Command::Pause { link: "prod".into(), topics, reply });
-    between(world);
-    world.resume("orders");
-}
-
 /// Another topic of the same name that has grown past our end: as long as it has not been compared
 /// nothing of it is taken, however often the question fails.
 #[test]
@@ -93,7 +85,7 @@ fn a_last_batch_said_to_be_out_of_range_is_compared_all_the_same() {
     for times in [1, 2, 5] {
         let mut world = World::before_ids(&[orders(7, 20)], settings());
         world.until_caught_up(MINUTE);
-        restart(&mut world, |world| {
+        world.pause_and_resume("orders", |world| {
             world.cluster.delete_topic("orders").expect("deletes");
             world.cluster.add_topic(orders(8, 41)).expect("adds");
             lies(world, OUT_OF_RANGE, Some(times));
@@ -142,7 +134,7 @@ fn a_source_that_says_out_of_range_again_and_again_is_asked_seldom_and_named() {
 fn nothing_is_taken_while_the_last_batch_cannot_be_compared() {
     let mut world = World::before_ids(&[orders(7, 20)], settings());
     world.until_caught_up(MINUTE);
-    restart(&mut world, |world| {
+    world.pause_and_resume("orders", |world| {
         world.cluster.delete_topic("orders").expect("deletes");
         world.cluster.add_topic(orders(8, 41)).expect("adds");
         world.cluster.hold_high_watermark("orders", 1, Some(64)).expect("holds");
@@ -253,7 +245,7 @@ fn leader_epochs_that_part_by_a_lie_cut_nothing() {
         let settings = LinkSettings { allow_truncation, ..settings() };
         let mut world = World::new(Faults::none(), &[orders(7, 20)], settings, 16 << 20);
         world.until_caught_up(MINUTE);
-        restart(&mut world, |world| lies(world, lie.clone(), None));
+        world.pause_and_resume("orders", |world| lies(world, lie.clone(), None));
         assert_named(&mut world, &lie);
         assert_eq!(world.partition("orders", 1).received, RECORDS, "{lie:?}");
         assert_healed(&mut world, &lie);
@@ -261,7 +253,7 @@ fn leader_epochs_that_part_by_a_lie_cut_nothing() {
     // An end beyond ours parts from nothing; one of no epoch at all only says nothing.
     for lie in [ends(0, i64::MAX), ends(-1, -1)] {
         let mut world = caught_up();
-        restart(&mut world, |world| lies(world, lie.clone(), None));
+        world.pause_and_resume("orders", |world| lies(world, lie.clone(), None));
         grow(&world);
         world.until_caught_up(MINUTE);
         assert!(world.cluster.faults_applied() > 0);
@@ -291,7 +283,7 @@ fn an_end_below_the_copys_by_a_lie_cuts_nothing() {
 fn a_last_batch_that_is_deleted_by_a_lie_hides_nothing() {
     for start in [RECORDS - 5, RECORDS] {
         let mut world = caught_up();
-        restart(&mut world, |world| {
+        world.pause_and_resume("orders", |world| {
             // One fetch waits yet, of before.
             lies(world, OUT_OF_RANGE, Some(2));
             lies(world, offsets(Some(start), None), Some(1));
@@ -315,7 +307,7 @@ fn a_log_start_that_a_fetch_tells_and_refutes_moves_nothing() {
         world.sim.run_for(10 * SECOND);
         assert!(world.cluster.faults_applied() > 0);
         assert_eq!(world.partition("orders", 1).log_start, 0);
-        restart(&mut world, |_| {});
+        world.pause_and_resume("orders", |_| {});
         world.sim.run_for(10 * SECOND);
         assert_eq!(world.partition("orders", 1).log_start, 0);
         assert_healed(&mut world, &lie);
@@ -331,7 +323,7 @@ fn a_log_start_within_the_copy_by_a_lie_hides_nothing() {
     lies(&world, lie.clone(), None);
     grow(&world);
     world.until_caught_up(MINUTE);
-    restart(&mut world, |_| {});
+    world.pause_and_resume("orders", |_| {});
     world.sim.run_for(10 * SECOND);
     assert!(world.cluster.faults_applied() > 1);
     assert_eq!(world.partition("orders", 1).log_start, 0);
@@ -350,7 +342,7 @@ fn a_batch_left_out_passes_for_a_gap() {
     world.until_caught_up(MINUTE);
     assert!(world.cluster.faults_applied() > 0);
     world.cluster.clear_faults();
-    restart(&mut world, |_| {});
+    world.pause_and_resume("orders", |_| {});
     grow(&world);
     world.until_caught_up(MINUTE);
     let (hurt, well) = (world.partition("orders", 1), world.partition("orders", 0));
@@ -420,7 +412,7 @@ fn every_lasting_lie_ends_in_a_named_state() {
             world.resume("orders");
             world.until_caught_up(10 * MINUTE);
         } else {
-            restart(&mut world, |_| {});
+            world.pause_and_resume("orders", |_| {});
             world.until("the fault", 10 * MINUTE, |status| {
                 status.partitions[1].state == PartitionState::Faulted(FaultCode::Diverged)
             });

@@ -230,6 +230,14 @@ impl World {
         self.tell(Command::Resume { link: LINK.into(), topics: Some(vec![topic.into()]) });
     }
 
+    /// Pauses the topic, and lets it go on after something has been done.
+    pub fn pause_and_resume(&mut self, topic: &str, between: impl FnOnce(&World)) {
+        let topics = Some(vec![topic.into()]);
+        self.ask(|reply| Command::Pause { link: LINK.into(), topics, reply });
+        between(self);
+        self.resume(topic);
+    }
+
     pub fn ask<T>(&mut self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
         let (reply, mut answer) = oneshot::channel();
         self.tell(command(reply));
